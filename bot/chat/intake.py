@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -269,7 +270,11 @@ class Intake:
         if answer is None or not self.access.admits(message):
             await self.store_edit(message)
         elif (requeued := await self.exchanges.requeue(known, message.text, files)) is not None:
-            await self.exchanges.settle(requeued, answer)
+            try:
+                with suppress(ClaimLost):  # deleted or asked again meanwhile
+                    await self.exchanges.settle(requeued, answer)
+            finally:
+                self.exchanges.release(requeued)
 
     async def delete(self, channel: ChannelKey, *message_ids: str, is_expected: bool = False) -> None:
         """Delete the exchanges of deleted messages and quotations of them, and stop answering them.

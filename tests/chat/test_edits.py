@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from bot.chat.standing import OwnMessage, StandingReply
 from bot.chat.worker import Worker
 from bot.config.schema import AccessSection
-from bot.domain import Author, Exchange, IncomingMessage, Part, Status
+from bot.domain import Action, Author, Exchange, IncomingMessage, Part, Status
 from bot.errors import ClaimLost, StoreError
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import a_message
+from tests.harness.platform import TIMEOUT
 from tests.storage import bytes_in
 
 BEN = Author("discord", "2", "Ben")
@@ -158,3 +160,30 @@ async def test_an_edit_of_a_message_that_waits_for_its_backfill_is_asked_with_it
     for exchange in owed:
         await harness.replied(exchange)
     assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "second"]
+
+
+async def test_a_missed_edit_that_is_cut_off_while_its_answer_is_stored_blocks_no_later_question(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = a_message("what is 2 + 2?")
+    exchange = await harness.accept(asked)
+    await harness.replied(exchange)
+    shown = OwnMessage("m1", "six", asked.sent_at, frozenset({Action.RETRY}))
+    begun = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> bool:
+        begun.set()
+        await asyncio.Event().wait()
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.store, "record_answer", hang)
+        known = await harness.stored(exchange)
+        change = harness.intake.store_change(known, replace(asked, text="2 + 4?"), StandingReply([shown]))
+        storing = asyncio.create_task(change)
+        await begun.wait()
+        storing.cancel()  # as when the connection is lost again
+        await asyncio.gather(storing, return_exceptions=True)
+    async with asyncio.timeout(TIMEOUT):
+        assert text_of(await harness.ask(a_message("and now?"))) == "ok"
+    assert [each.id for each in await harness.intake.recover("discord")] == [exchange.id]
