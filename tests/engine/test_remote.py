@@ -155,11 +155,28 @@ def _ended(reason: object, **more: object) -> bytes:
         send(delta("whole"), END, event({"error": {"message": "gone"}}), DONE),
         send(delta("whole"), END, event({"choices": [], "usage": {"prompt_tokens": "many"}}), DONE),
         send(delta("whole"), END, event({"choices": [], "usage": ["many"]}), DONE),
+        send(
+            delta("whole"),
+            END,
+            event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2**64 - 1}}),
+            DONE,
+        ),
         send(delta("whole"), END, _ended("", usage=None), DONE),
         send(delta("whole"), END, _ended("error"), DONE),
         send(delta("whole"), _ended("stop_sequence"), DONE),
     ],
-    ids=["hang", "reset", "no json", "error", "odd count", "odd usage", "empty reason", "second reason", "unknown"],
+    ids=[
+        "hang",
+        "reset",
+        "no json",
+        "error",
+        "odd count",
+        "odd usage",
+        "-1 without a sign",
+        "empty reason",
+        "second reason",
+        "unknown",
+    ],
 )
 async def test_after_a_finish_reason_nothing_is_missing(server: ModelServer, rest: Any) -> None:
     server.then(rest)

@@ -15,6 +15,8 @@ from bot.engine.thoughts import TAGS, Thoughts, after_thoughts
 
 # A stream of a hundred thousand tokens, each in its own event, is far smaller.
 _LONGEST_STREAM = 64 * 2**20
+# Tokens in a count that is believed; a database does not take any number, nor do its sums.
+_MOST_TOKENS = 2**31 - 1
 
 # Servers have more words for the end of an answer ("eos", "stop_sequence", …); these do not mean a whole one.
 _REASONS = {
@@ -160,7 +162,7 @@ def _usage(value: Mapping[str, Any] | None) -> Usage | None:
         counts = [max(int(value.get(name) or 0), 0) for name in ("prompt_tokens", "completion_tokens")] if value else []
     except (AttributeError, OverflowError, TypeError, ValueError):
         return None
-    return Usage(*counts) if counts else None
+    return Usage(*counts) if counts and max(counts) <= _MOST_TOKENS else None
 
 
 class _Bounded(httpx.AsyncByteStream):
