@@ -1,6 +1,7 @@
 """The files of questions: fetched from their platform, read in processes, told about in sentences."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from mimetypes import guess_type
@@ -9,7 +10,7 @@ import structlog
 
 from bot.chat.i18n import Translate
 from bot.chat.reading.fault import Unreadable
-from bot.chat.reading.reader import Reading, read_file
+from bot.chat.reading.reader import read_file
 from bot.chat.settings import ChatSettings
 from bot.domain import Attachment, FileFault, FurtherMessage, IncomingMessage, keep_known
 from bot.errors import BotError, PlatformUnavailable, RateLimited
@@ -25,9 +26,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MOST_FILES = 10
 # Processes at the same time, each with up to 256 MB.
 _PROCESSES = 2
+# Files of one platform that are fetched or in memory at the same time.
+_FETCHED = 2
 # Kinds of pictures that are read; of an animation the first frame.
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
-# Seconds for fetching and reading one file, and between two attempts.
+# Seconds for fetching one file, for reading it, and between two attempts.
 _SECONDS = 60.0
 _RETRY_SECONDS = 1.0
 _ATTEMPTS = 3
@@ -51,15 +54,15 @@ class Files:
         self._settings = settings
         self._clock = clock
         self._process = asyncio.Semaphore(_PROCESSES)
+        self._fetching = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_FETCHED))
 
     async def read(self, message: IncomingMessage, *, most_pictures: int = 0) -> tuple[Attachment, ...]:
         """Return the message's files, each with its text, its picture, or the reason why it has neither.
 
         Of more pictures than `most_pictures` the first are kept; with 0 none is fetched.
         """
-        fetch = self.sources.get(message.channel.platform)
-        sees = most_pictures > 0
-        read = await asyncio.gather(*(self._read(file, fetch, sees=sees) for file in message.files))
+        platform, sees = message.channel.platform, most_pictures > 0
+        read = await asyncio.gather(*(self._fetch_and_read(file, platform, sees=sees) for file in message.files))
         return tuple(_with_pictures(read, most_pictures))
 
     async def read_all(
@@ -85,37 +88,44 @@ class Files:
         It has arrived before a process is taken: one that trickles in holds up no file of a platform.
         It is in memory until it was read, so the caller bounds the number of uploads.
         """
-        body = bytearray()
         try:
             self._check(file, sees=sees)
             async with asyncio.timeout(_SECONDS):
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > self.most_megabytes * _MEGABYTE:
-                        raise Unreadable("large")
+                body = await self._collect(chunks)
         except Unreadable as error:
             return replace(file, fault=FileFault(error.fault))
         except TimeoutError:
             return replace(file, fault=FileFault.SLOW)
-        return await self._read(file, lambda _: _pieces(body), sees=sees)
+        return await self._read(file, body, sees=sees)
 
-    async def _read(self, file: Attachment, fetch: Fetch | None, *, sees: bool) -> Attachment:
+    async def _fetch_and_read(self, file: Attachment, platform: str, *, sees: bool) -> Attachment:
         if not is_unread(file, sees=sees):
             return file
+        # A platform whose files trickle in, or that asks to wait, holds up its own only.
+        async with self._fetching[platform]:
+            try:
+                self._check(file, sees=sees)
+                async with asyncio.timeout(_SECONDS):
+                    body = await self._fetch(file, platform)
+            except Unreadable as error:
+                return _unreadable(file, error)
+            except (PlatformUnavailable, RateLimited):
+                return replace(file, fault=FileFault.MISSING)
+            except TimeoutError:
+                return replace(file, fault=FileFault.SLOW)
+            return await self._read(file, body, sees=sees)
+
+    async def _read(self, file: Attachment, body: bytearray, *, sees: bool) -> Attachment:
         try:
-            if fetch is None:
-                raise Unreadable("missing")
-            self._check(file, sees=sees)
             async with self._process, asyncio.timeout(_SECONDS):
-                reading = await self._fetch(file, fetch, sees=sees)
+                reading = await read_file(
+                    _pieces(body),
+                    most_bytes=self.most_megabytes * _MEGABYTE,
+                    most_characters=self._settings.files.max_chars,
+                    sees=sees,
+                )
         except Unreadable as error:
-            log.info("a file was not read", reason=error.fault)
-            fault = FileFault(error.fault)
-            # Another model may see a picture when it answers again.
-            is_for_good = fault not in (FileFault.PICTURE, FileFault.SLOW)
-            return replace(file, source="" if is_for_good else file.source, fault=fault)
-        except (PlatformUnavailable, RateLimited):
-            return replace(file, fault=FileFault.MISSING)
+            return _unreadable(file, error)
         except TimeoutError:
             return replace(file, fault=FileFault.SLOW)
         file = replace(file, source="", fault=None)
@@ -132,16 +142,13 @@ class Files:
         if file.size > self.most_megabytes * _MEGABYTE:
             raise Unreadable("large")
 
-    async def _fetch(self, file: Attachment, fetch: Fetch, *, sees: bool) -> Reading:
+    async def _fetch(self, file: Attachment, platform: str) -> bytearray:
+        if (fetch := self.sources.get(platform)) is None:
+            raise Unreadable("missing")
         attempt = 1
         while True:
             try:
-                return await read_file(
-                    fetch(file),
-                    most_bytes=self.most_megabytes * _MEGABYTE,
-                    most_characters=self._settings.files.max_chars,
-                    sees=sees,
-                )
+                return await self._collect(fetch(file))
             except (PlatformUnavailable, RateLimited) as error:
                 log.info("a file was not fetched", attempt=attempt, error=str(error))
                 if attempt == _ATTEMPTS:
@@ -152,10 +159,27 @@ class Files:
                 raise Unreadable("missing") from error
             attempt += 1
 
+    async def _collect(self, chunks: AsyncIterator[bytes]) -> bytearray:
+        """Return a file; raise Unreadable for one that is too large."""
+        body = bytearray()
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > self.most_megabytes * _MEGABYTE:
+                raise Unreadable("large")
+        return body
+
     @property
     def most_megabytes(self) -> int:
         """The largest file that is read."""
         return self._settings.files.max_megabytes
+
+
+def _unreadable(file: Attachment, error: Unreadable) -> Attachment:
+    log.info("a file was not read", reason=error.fault)
+    fault = FileFault(error.fault)
+    # Another model may see a picture when it answers again.
+    is_for_good = fault not in (FileFault.PICTURE, FileFault.SLOW)
+    return replace(file, source="" if is_for_good else file.source, fault=fault)
 
 
 async def _pieces(body: bytearray) -> AsyncIterator[bytes]:

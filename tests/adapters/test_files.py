@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from bot.chat.reading.fault import Unreadable
-from bot.domain import Attachment, Exchange, FileFault, Finished, FinishReason, Kind
+from bot.domain import Attachment, ChannelKey, Exchange, FileFault, Finished, FinishReason, Kind
 from bot.errors import PlatformUnavailable, RateLimited
 from tests.harness.discord_harness import run_discord_bot
 from tests.harness.fakes import JumpingClock
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import NOON, a_message
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
@@ -310,3 +311,30 @@ async def test_a_question_that_is_stopped_while_its_file_is_read_says_nothing(ha
     assert again is not None
     await harness.replied(again)
     assert "words" in harness.engine.requests[-1].messages[-1].content
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "asks to wait"])
+async def test_a_platform_whose_files_do_not_come_holds_up_no_file_of_another(harness: Harness, trouble: str) -> None:
+    begun = asyncio.Semaphore(0)
+
+    async def ill(_: Attachment) -> AsyncIterator[bytes]:
+        begun.release()
+        if trouble == "asks to wait":
+            raise RateLimited(3600.0)
+        await asyncio.Event().wait()
+        yield b""
+
+    async def well(_: Attachment) -> AsyncIterator[bytes]:
+        yield b"words"
+
+    files = harness.intake.files
+    files.sources |= {"discord": ill, "slack": well}
+    many = tuple(Attachment(f"{number}.txt", source="there") for number in range(4))
+    waiting = asyncio.create_task(files.read(replace(a_message(), files=many)))
+    await begun.acquire()
+    await begun.acquire()
+    elsewhere = replace(a_message(), channel=ChannelKey("slack", "C1"), files=(Attachment("a.txt", source="there"),))
+    async with asyncio.timeout(TIMEOUT):
+        assert [file.text for file in await files.read(elsewhere)] == ["words"]
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
