@@ -89,6 +89,7 @@ class SupervisedAdapter:
             return simple
         finally:
             self._adapter = None
+            intake.exchanges.release_unstarted(self.name)
         return None
 
     def _report_refusal(self, sentence: str) -> None:

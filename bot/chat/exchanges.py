@@ -179,6 +179,13 @@ class Exchanges:
         if self._drop(exchange):
             self._store.release(exchange)
 
+    def release_unstarted(self, platform: str) -> None:
+        """Give up the claims that handlers of the platform, which has ended, held when they were cancelled."""
+        for worker in list(self._workers.values()):
+            is_held = worker.task is None and not worker.is_pending
+            if is_held and worker.exchange.message.channel.platform == platform:
+                self.release(worker.exchange)
+
     def _register(self, exchange: Exchange | None, previous: Worker | None = None) -> Exchange | None:
         """Add a worker for a new claim; None if there is no claim, or a newer one already."""
         if exchange is None:

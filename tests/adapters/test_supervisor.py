@@ -223,3 +223,22 @@ async def test_status_tells_admins_which_platform_is_not_served(harness: Harness
             told = notice_of([event async for event in stream])
     assert "Not connected: slack (Slack rejects the token)" in told
     assert "Not connected: telegram" not in told
+
+
+async def test_a_question_that_a_platform_had_taken_and_not_begun_is_answered_by_its_next_run(harness: Harness) -> None:
+    message, owed = a_message("what is a shell?"), list[str]()
+    ran = asyncio.Semaphore(0)
+
+    class Cut(Scripted):
+        async def run(self, intake: Intake) -> None:
+            owed.extend(each.message.id for each in await intake.recover("discord"))
+            if self.runs == 0:
+                assert await intake.accept(message) is not None
+            ran.release()
+            await super().run(intake)
+
+    async with served(harness, {"discord": Cut([PlatformUnavailable("gone")])}) as bench, asyncio.timeout(TIMEOUT):
+        await ran.acquire()
+        await bench.clock.advance(2)
+        await ran.acquire()
+    assert owed == [message.id]
