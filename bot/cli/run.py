@@ -64,8 +64,10 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
 
     with without_collection():
         from bot.app import serve
-        from bot.config.reload import ConfigSource
+        from bot.config.reload import ConfigSource, read_content
 
+    file = path or Path("config.toml")
+    content = read_content(file)  # before it is loaded: whatever changes it later is a reload
     loaded = load(path)
     config = choose(loaded)
     if is_terminal_chat(config) and not loaded.origins and not _DATA.exists():
@@ -75,7 +77,7 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
     is_local = config.engine.model == "demo" or Path(config.engine.model).is_dir()
     at_once = loading if is_terminal_chat(config) and is_local else ""
     with redacted(loaded, config=config, log=open_log(config)), progress_bar(at_once=at_once) as show:
-        source = ConfigSource(path or Path("config.toml"), lambda: choose(load(path)), partial(_draft, path, choose))
+        source = ConfigSource(file, lambda: choose(load(path)), partial(_draft, path, choose), content)
         asyncio.run(serve(config, partial(show, loading), source=source))
 
 

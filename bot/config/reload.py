@@ -30,12 +30,14 @@ _SINGLE_AT_ONCE: tuple[Key, ...] = (("logs", "level"), ("logs", "levels"), ("sto
 class ConfigSource:
     """The watched file, and functions that load it, or a text in its place, with the environment.
 
-    They raise ConfigError.
+    They raise ConfigError.  `content` is that of the file, or the reason for its absence, as read before the settings
+    in use were loaded; None: as it is when the watch begins.
     """
 
     path: Path
     load: Callable[[], Config]
     load_text: Callable[[str], LoadedConfig] | None = None
+    content: bytes | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ class ConfigWatcher:
         Raises:
             ExceptionGroup: `change_model` raised: no model is left.
         """
-        loaded = seen = await asyncio.to_thread(self._read_file)
+        content = self._source.content
+        loaded = seen = await asyncio.to_thread(self._read_file) if content is None else content
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._had_file = self._had_file or isinstance(loaded, bytes)
@@ -154,12 +157,7 @@ class ConfigWatcher:
         return is_requested
 
     def _read_file(self) -> bytes | str:
-        """Return the content, or the reason for its absence."""
-        # The content, not mtime or inode: Kubernetes swaps symbolic links.
-        try:
-            return read_regular(self._source.path, LARGEST_FILE)
-        except OSError as error:
-            return error.strerror or type(error).__name__
+        return read_content(self._source.path)
 
     async def _load(self, seen: bytes | str) -> Config | None:
         try:
@@ -222,6 +220,15 @@ class ConfigWatcher:
 
     def _failure(self) -> str | None:
         return "; ".join(self._failures.values()) or None
+
+
+def read_content(path: Path) -> bytes | str:
+    """Return the content of config.toml, or the reason for its absence."""
+    # The content, not mtime or inode: Kubernetes swaps symbolic links.
+    try:
+        return read_regular(path, LARGEST_FILE)
+    except OSError as error:
+        return error.strerror or type(error).__name__
 
 
 def revision_of(content: bytes | str) -> str:

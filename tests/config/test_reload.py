@@ -11,7 +11,7 @@ import pytest
 
 from bot.adapters import SETTINGS
 from bot.chat.intake import Intake
-from bot.config.reload import ConfigSource, ConfigWatcher, ReloadResult
+from bot.config.reload import ConfigSource, ConfigWatcher, ReloadResult, read_content
 from bot.config.schema import (
     AccessSection,
     Config,
@@ -44,10 +44,16 @@ class Follower:
     wanted: list[EngineSection] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     change: Callable[[EngineSection], Awaitable[str | None]] | None = None
+    meanwhile: str | None = None  # what the file becomes between the load and the watch
 
     def __post_init__(self) -> None:
-        source = ConfigSource(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ).config)
+        content = read_content(self.path)
+        source = ConfigSource(
+            self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ).config, content=content
+        )
         self.live = ConfigWatcher(source.load(), source, self.clock, lambda: NOON)
+        if self.meanwhile is not None:
+            self.path.write_text(self.meanwhile, encoding="utf-8")
         self.task = asyncio.create_task(self.live.watch(self.taken.append, self._change))
 
     async def _change(self, name: str, section: EngineSection) -> str | None:
@@ -89,6 +95,16 @@ async def follower(tmp_path: Path) -> AsyncIterator[Follower]:
 
 async def test_an_unchanged_file_is_not_reloaded(follower: Follower) -> None:
     assert await follower.look(3) is None
+
+
+async def test_an_edit_between_the_load_and_the_watch_is_reloaded(tmp_path: Path) -> None:
+    # A standby bot loads its settings days before it serves, a large model takes minutes.
+    path = tmp_path / "config.toml"
+    path.write_text("", encoding="utf-8")
+    follower = Follower(path, meanwhile="[storage]\nretention_days = 7\n")
+    assert await follower.look() == ReloadResult(NOON, changed=("storage.retention_days",))
+    follower.task.cancel()
+    await asyncio.wait([follower.task])
 
 
 async def test_reloadable_settings_take_effect_at_once_and_are_named(follower: Follower) -> None:
