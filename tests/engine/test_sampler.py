@@ -117,6 +117,22 @@ def test_a_seed_gives_the_same_answer_in_any_batch() -> None:
     assert alone == beside
 
 
+@pytest.mark.parametrize("vocabulary", [90, 3000, 130_344])
+def test_equal_logits_are_ordered_alike_beside_any_parameters(vocabulary: int) -> None:
+    exact = torch.randn(8, vocabulary, generator=torch.Generator().manual_seed(5)) * 3
+    logits = exact.bfloat16().float()  # rounding makes some equal
+    logits[:, 60:70] = 20.0
+    for each in GREEDY, SamplingParams(top_k=1), SamplingParams(top_k=7, top_p=1), DEFAULTS:
+        params = SamplingParams(each.temperature, each.top_k, each.top_p, seed=11)
+        alone = Sampler(vocabulary).sample(logits, [SamplerState.of(params) for _ in logits])
+        if each.top_k == 1 or each is GREEDY:
+            assert alone == [60] * len(logits)
+        for other in GREEDY, SamplingParams(top_k=23), SamplingParams(top_k=0, top_p=1):
+            rows = [row for _ in logits for row in (SamplerState.of(params), SamplerState.of(other))]
+            beside = Sampler(vocabulary).sample(logits.repeat_interleave(2, 0), rows)
+            assert beside[::2] == alone
+
+
 def test_different_seeds_give_different_answers() -> None:
     logits = torch.zeros(1, 1000)
     flat = [SamplerState.of(SamplingParams(top_k=0, top_p=1, seed=seed)) for seed in range(10)]

@@ -46,6 +46,9 @@ MIN_TEMPERATURE = 1e-6
 # The likeliest id has no probability before it, so it always passes.
 MIN_TOP_P = 1e-9
 
+# Ids beyond a cut that are compared too: 16-bit logits are often equal, those at a cut a few times.
+_SPARE = 64
+
 
 class Sampler:
     """Samples all rows of a step at once; rows are independent of each other.
@@ -118,13 +121,27 @@ class Sampler:
         """
         cuts = self._cuts = self._cuts if self._cuts.rows == tuple(rows) else _Cuts.of(rows, logits.device)
         width = min(cuts.widest or logits.shape[-1], logits.shape[-1])
-        scores, ids = torch.topk(logits, width)
+        scores, ids = _likeliest(logits, width)
         scores = scores / cuts.temperature
         if cuts.top_k is not None:
             scores = scores.masked_fill(torch.arange(width, device=logits.device) >= cuts.top_k, -torch.inf)
         probabilities = scores.softmax(-1)
         cumulative = probabilities.cumsum(-1)
         return ids, cumulative, cumulative - probabilities < cuts.top_p
+
+
+def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the highest logits of each row and their ids; of equal ones the lowest ids come first.
+
+    The order of topk depends on its width, thus on the other rows' top_k.
+    """
+    if count + _SPARE >= logits.shape[-1]:
+        scores, ids = logits.sort(descending=True, stable=True)
+    else:
+        found = logits.topk(count + _SPARE, sorted=False).indices.sort().values
+        scores, order = logits.gather(-1, found).sort(descending=True, stable=True)
+        ids = found.gather(-1, order)
+    return scores[:, :count], ids[:, :count]
 
 
 def _random_numbers(rows: Sequence[SamplerState]) -> list[float]:
