@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,9 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
         components, operations.stalled_seconds, clock, requires_all_platforms=operations.require_all_platforms
     )
     url = config.storage.url.get_secret_value()
+    wants_reload = asyncio.Event()
     async with (
+        _on_sighup(config, source, wants_reload),
         _alone(config, components, clock, _operations(config, components, health, metrics, clock)) as lock,
         SqlStore(url, clock, metrics, master=MasterKeys.of(config.storage)) as store,
     ):
@@ -93,7 +95,9 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             settings = ChatSettings.of(config)
             access = Access(config.access, config.limits, clock, own_limits(config.server))
             failures = {status.name: status.fault for status in engine.statuses() if status.fault is not None}
-            watcher = None if source is None else ConfigWatcher(config, source, clock, failures=failures)
+            watcher = None
+            if source is not None:
+                watcher = ConfigWatcher(config, source, clock, failures=failures, requested=wants_reload)
             links = SignIn(clock, sign_in_page(config.server))
             intake = Intake(
                 access,
@@ -261,18 +265,20 @@ async def _reload_config(
             logs = config.logs
         reconfigure(config)
 
-    with _on_sighup(config, watcher.reload_now):
-        await watcher.watch(apply, engine.change)
+    await watcher.watch(apply, engine.change)
 
 
-@contextmanager
-def _on_sighup(config: Config, reload: Callable[[], None]) -> Iterator[None]:
-    """Let SIGHUP call `reload`; but a terminal that is closed sends it too, and then it ends the console."""
-    if "console" in config.enabled_adapters:
+@asynccontextmanager
+async def _on_sighup(config: Config, source: ConfigSource | None, wants_reload: asyncio.Event) -> AsyncIterator[None]:
+    """Let SIGHUP ask for a reload, also one that comes before the watch begins.
+
+    But a terminal that is closed sends it too, and then it ends the console.
+    """
+    if source is None or "console" in config.enabled_adapters:
         yield
         return
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, wants_reload.set)
     try:
         yield
     finally:

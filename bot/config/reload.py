@@ -54,7 +54,8 @@ class ReloadResult:
 class ConfigWatcher:
     """Polls config.toml and applies changes; a file with mistakes is rejected as a whole.
 
-    `failures` are the reasons by name of models that are not loaded; `reload_now` tries them again.
+    `failures` are the reasons by name of models that are not loaded; `reload_now` tries them again, as does
+    `requested`, which may be set before the watch begins.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ConfigWatcher:
         clock: Clock,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         failures: Mapping[str, str] = MappingProxyType({}),
+        requested: asyncio.Event | None = None,
     ) -> None:
         self._current = config
         self._source = source
@@ -73,7 +75,7 @@ class ConfigWatcher:
         self._wanted = config.sections
         self._changes: dict[str, asyncio.Task[None]] = {}
         self._failures = dict(failures)
-        self._reload_requested = asyncio.Event()
+        self._reload_requested = requested or asyncio.Event()
         self._had_file = False
         self._revision = ""
 

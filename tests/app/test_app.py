@@ -25,6 +25,7 @@ from bot.config.http import OperationsSection
 from bot.config.reload import ConfigSource
 from bot.config.schema import AdapterSection, Config, EngineSection, StorageSection
 from bot.domain import EngineLoad, ModelStatus
+from bot.engine import Progress
 from bot.engine.base import silent
 from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse, StoreLost
 from bot.storage.instance_lock import InstanceLock
@@ -327,6 +328,33 @@ async def test_sighup_reloads_the_settings_and_a_bot_without_a_model_exits(
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(EngineUnavailable, match="Restoring the previous model failed too: no memory"):
             await running
+
+
+async def test_sighup_while_the_model_is_loaded_reloads_once_the_bot_serves(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Loading(ScriptedEngine):
+        async def __aenter__(self) -> Self:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return await super().__aenter__()
+
+    standing_in(monkeypatch, Serving())
+    opened: list[EngineSection] = []
+
+    def open_engine(section: EngineSection, progress: Progress) -> ScriptedEngine:
+        opened.append(section)
+        return Loading() if len(opened) == 1 else ScriptedEngine()
+
+    monkeypatch.setattr(app, "open_engine", open_engine)
+    config = config.model_copy(update={"adapters": {"elsewhere": AdapterSection(enabled=True)}})
+    source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
+    running = asyncio.create_task(app.run(config, silent, source))
+    async with asyncio.timeout(TIMEOUT):
+        while len(opened) < 2 and not running.done():  # noqa: ASYNC110 - a thread opens it
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    assert [section.max_batch_size for section in opened] == [config.engine.max_batch_size, 2]
 
 
 async def test_sigterm_ends_it_while_the_model_is_changed(
