@@ -405,7 +405,14 @@ def test_more_devices_than_layers_are_rejected() -> None:
 
 def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert find_device("auto") == torch.device("cuda")
+    assert find_device("auto") == torch.device("cuda:0")
+
+
+def test_all_names_of_a_gpu_are_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert {str(find_device(name)) for name in ("auto", "cuda", "cuda:0")} == {"cuda:0"}
+    assert find_device("cuda:1") == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -240,14 +240,14 @@ def find_devices(names: str, layers: int) -> list[torch.device]:
 
 
 def find_device(name: str, setting: str = "engine.device") -> torch.device:
-    """Resolve "auto", "cpu", "cuda", "cuda:1" or "mps".
+    """Resolve "auto", "cpu", "cuda", "cuda:1" or "mps"; a GPU has its number: memory is counted by device.
 
     Raises:
         EngineUnavailable: Unknown device.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", 0)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -258,7 +258,7 @@ def find_device(name: str, setting: str = "engine.device") -> torch.device:
         raise EngineUnavailable(
             f'{setting} = "{name}": torch {torch.__version__} finds no such device on this machine; use auto or cpu'
         )
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def find_dtype(name: DType, device: torch.device, quantization: Quantization) -> torch.dtype:
