@@ -215,11 +215,21 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         OutputFolder(tmp_path / "letter.txt").prepare(resume=False)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["optimiser.safetensors", "model.safetensors", "tuning.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     training(tmp_path).run()
-    (tmp_path / "checkpoint-6" / "optimiser.safetensors").write_bytes(b"{}")
+    (tmp_path / "checkpoint-6" / name).write_bytes(b"{")
 
-    with pytest.raises(CheckpointError, match="checkpoint-6 is damaged"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged .*: delete it") as refused:
+        training(tmp_path).run()
+    assert "download" not in str(refused.value)
+
+
+def test_a_checkpoint_without_its_prefix_is_named(tmp_path: Path) -> None:
+    training(tmp_path).run()
+    (tmp_path / "checkpoint-6" / "model.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged .*: delete it"):
         training(tmp_path).run()
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bot.engine.chatglm.checkpoint import Checkpoint
+from bot.engine.chatglm.checkpoint import AGAIN, Checkpoint
 from bot.engine.chatglm.weights import PREFIX
 from bot.engine.tuning.errors import FolderInUse, TuningError
 from bot.errors import CheckpointError
@@ -114,9 +114,10 @@ class OutputFolder:
             checkpoint = Checkpoint(folder)
             prefix = {name: checkpoint.read(name) for name in checkpoint.tensors if name.startswith(PREFIX)}
             state = TrainingState(prefix, load_file(folder / _OPTIMISER_FILE), facts)
-        except (OSError, ValueError, SafetensorError) as exc:
+        except (OSError, ValueError, SafetensorError, CheckpointError) as exc:
+            reason = str(exc).removesuffix(f": {AGAIN}")  # there is nothing to download
             raise CheckpointError(
-                f"{folder} is damaged ({exc}): delete it, and --resume continues from an older checkpoint"
+                f"{folder} is damaged ({reason}): delete it, and --resume continues from an older checkpoint"
             ) from exc
         with self._saving(state.step):
             self._publish(folder)
