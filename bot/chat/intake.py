@@ -27,6 +27,7 @@ from bot.chat.retries import Retries, with_roles_of
 from bot.chat.settings import ChatSettings, Choices
 from bot.chat.sign_in import SignIn
 from bot.chat.standing import StandingReply
+from bot.config.places import MANAGERS
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, UsageSum, Vote
 from bot.engine.base import Engine
@@ -40,6 +41,9 @@ from bot.util.recent import RecentDict
 from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds until a person who did not manage a channel is heard there without a mention, if that has changed.
+_BYSTANDER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,10 @@ class Intake:
             components,
         )
         self.forms = Forms(access, settings, choices, self.answers)
+        self._clock = clock
+        # Until when people who do not manage a channel are passed over there: each message would cost calls, which
+        # platforms limit.
+        self._bystanders: RecentDict[tuple[str, str, str, tuple[str, ...]], float] = RecentDict()
         self._presses: RecentDict[tuple[str, str], None] = RecentDict()  # that asked for another answer
         self._store = store
         self._feedback = Feedback(access, store, settings, self.today, metrics)
@@ -352,12 +360,19 @@ class Intake:
         is_in_thread = threads and channel.thread is not None
         if not (rules.answers_all(channel, message.server) or (is_in_thread and await self.has_history(channel))):
             return False
+        who, now = rules.who(message), self._clock.now()
+        bystander = channel.platform, channel.channel, message.author.id, tuple(who)
+        if self._bystanders.get(bystander, now) > now:
+            return False
         try:
             async with asyncio.timeout(RIGHTS_SECONDS):
-                return await self.access.may_ask(message, rules.who(message))
+                may_ask = await self.access.may_ask(message, who)
         except (PlatformError, TimeoutError) as error:
             log.info("rights not known yet, they are asked for again", error=str(error) or "timeout")
             return True
+        if MANAGERS in who and not may_ask:
+            self._bystanders[bystander] = now + _BYSTANDER_SECONDS
+        return may_ask
 
     async def is_triggered(self, channel: ChannelKey, server: str | None, text: str) -> bool:
         """Return whether a text begins with a trigger of its conversation."""

@@ -11,7 +11,7 @@ import pytest
 from bot.chat.intake import ButtonResult
 from bot.config.schema import AccessSection, Config
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
-from bot.errors import PlatformUnavailable
+from bot.errors import PlatformUnavailable, RateLimited
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
 
@@ -80,6 +80,33 @@ async def test_managers_are_asked_about_each_time(harness: Harness) -> None:
     assert await reply_to(harness, said(MEI)) == "Only admins and those who manage this channel may ask me here."
     assert await reply_to(harness, said(BEN)) == "I could not check your permissions. Please ask again."
     assert await reply_to(harness, replace(said(MEI), is_direct=True)) == "ok"
+
+
+async def test_people_who_talk_beside_the_bot_cost_the_platform_no_call_for_each_message(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.intake, "_clock", harness.clock)
+    managers, asked = {MEI.id}, list[str]()
+
+    async def is_manager(message: IncomingMessage) -> bool:
+        asked.append(message.author.id)
+        if len(asked) > 3:
+            raise RateLimited(30.0)
+        return message.author.id in managers
+
+    async def listens(author: Author) -> bool:
+        return await harness.intake.listens(said(author), threads=False)
+
+    harness.access.register_managers("discord", is_manager)
+    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": "managers", "answer": "all"}}}))
+    assert [await listens(BEN) for _ in range(20)] == [False] * 20
+    assert await listens(MEI)
+    assert asked == [BEN.id, MEI.id]
+    managers.add(BEN.id)
+    await harness.clock.advance(60)
+    assert await listens(BEN)
+    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": "everyone", "answer": "all"}}}))
+    assert await listens(BEN)
 
 
 async def test_commands_are_carried_out_for_others_too(harness: Harness) -> None:
