@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
         yield harness
 
 
-def configure(harness: Harness, who: Any, **tables: Any) -> None:
-    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": who}}, **tables}))
+def configure(harness: Harness, who: Any, *, also: Any = MappingProxyType({}), **tables: Any) -> None:
+    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": who, **also}}, **tables}))
 
 
 def said(author: Author, text: str = "hello", channel: ChannelKey = CHANNEL) -> IncomingMessage:
@@ -98,14 +99,14 @@ async def test_people_who_talk_beside_the_bot_cost_the_platform_no_call_for_each
         return await harness.intake.listens(said(author), threads=False)
 
     harness.access.register_managers("discord", is_manager)
-    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": "managers", "answer": "all"}}}))
+    configure(harness, "managers", also={"answer": "all"})
     assert [await listens(BEN) for _ in range(20)] == [False] * 20
     assert await listens(MEI)
     assert asked == [BEN.id, MEI.id]
     managers.add(BEN.id)
     await harness.clock.advance(60)
     assert await listens(BEN)
-    harness.settings.reconfigure(Config(**{"channels": {str(CHANNEL): {"who": "everyone", "answer": "all"}}}))
+    configure(harness, "everyone", also={"answer": "all"})
     assert await listens(BEN)
 
 
