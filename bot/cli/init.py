@@ -128,9 +128,7 @@ def _service_files(service: str, folder: Path, setup: Setup, secrets: Iterable[P
     match service:
         case "user" | "system":
             user = getpass.getuser() if service == "system" else None
-            return {
-                folder / "chatglm-bot.service": systemd_unit(folder, home or folder / "secrets", sys.executable, user)
-            }
+            return {folder / "chatglm-bot.service": systemd_unit(folder, home, sys.executable, user)}
         case "compose":
             model = Path(str(setup.settings.get(("engine", "model"), "")))
             urls = str(setup.settings.get(("engine", "urls"), ""))

@@ -36,8 +36,10 @@ ProtectHostname=yes
 """
 
 
-def systemd_unit(folder: Path, secrets: Path, python: str, user: str | None) -> str:
+def systemd_unit(folder: Path, secrets: Path | None, python: str, user: str | None) -> str:
     """Return the unit of a bot configured in `folder`: for the system with `user`, else for a user's own manager."""
+    # A folder that is named and missing is a mistake, with which the bot does not start.
+    home = "" if secrets is None else f'Environment="BOT_SECRETS_DIR={_unit_text(str(secrets))}"\n'
     owner = f"User={user}\n" if user else ""
     words = [python, "-m", "bot", "run", "--config", str(folder / "config.toml")]
     return f"""\
@@ -50,8 +52,7 @@ After=network-online.target
 [Service]
 ExecStart={" ".join(f'"{_unit_text(word).replace("$", "$$")}"' for word in words)}
 WorkingDirectory={_unit_text(str(folder))}
-Environment="BOT_SECRETS_DIR={_unit_text(str(secrets))}"
-{owner}Restart=on-failure
+{home}{owner}Restart=on-failure
 RestartSec=30
 # A mistake in the settings: a restart does not help.
 RestartPreventExitStatus=2

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -238,6 +239,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path, user: str | None) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert "chatglm-bot.service" not in ran.stderr
+
+
+def test_a_unit_without_secrets_names_no_folder_that_is_missing(tmp_path: Path) -> None:
+    assert bot(tmp_path, "init", "--yes", "--service", "user").returncode == 0
+    unit = (tmp_path / "chatglm-bot.service").read_text()
+    named = re.search(r"BOT_SECRETS_DIR=([^\"]+)", unit)
+    assert bot(tmp_path, "check", BOT_SECRETS_DIR=named[1] if named else "").returncode == 0
 
 
 def test_the_compose_file_reaches_a_server_on_loopback(tmp_path: Path) -> None:
