@@ -31,8 +31,7 @@ def ask(path: Path | None, model: str, question: tuple[str, ...]) -> None:
     """
     from rich.progress import DownloadColumn
 
-    piped = "" if sys.stdin.isatty() else sys.stdin.read()
-    text = "\n\n".join(each for each in (" ".join(question), piped.strip()) if each)
+    text = "\n\n".join(each for each in (_written(question), _piped()) if each)
     if not text:
         raise click.UsageError("there is no question: write it behind the command, or pipe it in")
     loaded = load(path)
@@ -40,6 +39,29 @@ def ask(path: Path | None, model: str, question: tuple[str, ...]) -> None:
         raise click.UsageError(f"--model {model}: config.toml has only {', '.join(loaded.config.sections)}")
     with redacted(loaded), progress_bar(DownloadColumn()) as show:
         asyncio.run(_answer(loaded.config, model, text, partial(show, "Loading the model")))
+
+
+def _written(question: tuple[str, ...]) -> str:
+    text = " ".join(question)
+    if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):  # an undecodable byte
+        raise click.UsageError("the question is not text in UTF-8")
+    return text
+
+
+def _piped() -> str:
+    """Return the text on standard input, which may be closed or a terminal.
+
+    Raises:
+        UsageError: It is something else than text.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise click.UsageError(
+            "standard input is not text in UTF-8: convert it first, as with iconv or pdftotext"
+        ) from None
 
 
 async def _answer(config: Config, model: str, question: str, progress: Progress) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -45,6 +46,22 @@ def test_ask_prints_one_answer_and_stores_nothing(tmp_path: Path) -> None:
     nothing = bot(tmp_path, "ask")
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "there is no question" in nothing.stderr
+
+
+def test_ask_refuses_what_is_no_text_in_a_sentence(tmp_path: Path) -> None:
+    def ask(*words: str, **streams: Any) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "bot", "ask", *words]
+        env = environment(PYTHONIOENCODING="utf-8:strict")
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False, **streams)
+
+    piped = ask("summarise:", input="¿qué?".encode("latin-1"))
+    assert (piped.returncode, piped.stdout) == (2, b"")
+    assert piped.stderr.endswith(b"standard input is not text in UTF-8: convert it first, as with iconv or pdftotext\n")
+    typed = ask(os.fsdecode(b"qu\xe9?"), input=b"")
+    assert (typed.returncode, typed.stdout) == (2, b"")
+    assert typed.stderr.endswith(b"the question is not text in UTF-8\n")
+    # Closed, as by a shell's <&-.
+    assert ask("hello", preexec_fn=lambda: os.close(0)).stdout == b"hello\n"
 
 
 def test_commands_read_the_settings_without_the_chat() -> None:
