@@ -327,3 +327,20 @@ def test_auto_is_a_dtype_that_model_and_device_support(monkeypatch: pytest.Monke
         assert dtype_of(config, "auto", cuda, "none") == expected
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert dtype_of(LlamaConfig(dtype=torch.float16), "auto", cuda, "none") == torch.float16
+
+
+@pytest.mark.parametrize(("quantization", "share"), [("none", 1), ("int8", 0.25), ("int4", 0.125)])
+def test_a_model_that_does_not_fit_beside_the_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str, share: float
+) -> None:
+    folder = tmp_path / "llama"
+    make_folder(folder)
+    (folder / "consolidated.00.safetensors").write_bytes(b"x" * 10_000_000)
+    wanted = options(folder, quantization=quantization)
+    needed = backend.preflight(wanted, {})["cpu"]
+    assert needed == int((folder / "model.safetensors").stat().st_size * share)
+
+    monkeypatch.setattr(backend, "available_bytes", lambda device, as_if_alone: needed + 1000)
+    assert backend.preflight(wanted, {"cpu": 1000}) == {"cpu": needed}
+    with pytest.raises(EngineUnavailable, match=r"needs 0\.0 GiB for its weights, but cpu has only 0\.0 GiB free"):
+        backend.preflight(wanted, {"cpu": 1001})
