@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -57,6 +58,17 @@ def main() -> None:
             sys.stdout.flush()
         os._exit(130)
     except BrokenPipeError:
-        # The reader closed the pipe.  Without this Python would fail again when it flushes stdout on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader closed the pipe.
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()
+        click.echo(f"bot: the output is not complete: {error.strerror}", err=True)
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Send the rest of standard output nowhere: Python would fail again when it flushes it on exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

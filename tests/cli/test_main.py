@@ -64,6 +64,24 @@ def test_ask_refuses_what_is_no_text_in_a_sentence(tmp_path: Path) -> None:
     assert ask("hello", preexec_fn=lambda: os.close(0)).stdout == b"hello\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+def test_output_to_a_full_disk_ends_with_a_sentence(tmp_path: Path) -> None:
+    assert bot(tmp_path, "run", stdin="hello\n").returncode == 0
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "bot", "export", "--plain"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == "bot: the output is not complete: No space left on device"
+    assert "Traceback" not in ran.stderr
+
+
 def test_commands_read_the_settings_without_the_chat() -> None:
     code = (
         "import sys\nfrom bot.cli.common import load\nload(None)\n"
