@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bot.engine.chatglm.causal import ChatGLMForServing
-from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.kernels.reference import Int8, dequantise, quantise_int8, quantise_rows
 from bot.engine.serving.base import Batch
@@ -459,6 +459,20 @@ def test_int4_of_a_detected_int8_checkpoint_is_rejected(folder: Path) -> None:
     save_file(int8_tensors(), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r'is already quantised to int8: .* instead of "int4"'):
         load(folder, quantization="int4")
+    # Also while another model still serves.
+    with pytest.raises(CheckpointError, match=r'is already quantised to int8: .* instead of "int4"'):
+        check_load(
+            folder,
+            quantization="int4",
+            dtype="auto",
+            device="cpu",
+            slots=1,
+            ptuning=None,
+            prefixes={},
+            context=0,
+            name="demo",
+            taken={},
+        )
 
 
 @pytest.mark.parametrize("form", ["no_projection", "projection"])

@@ -151,9 +151,9 @@ def _open(
     """Open the checkpoint and those of its prefixes; check quantisation, heads, prefixes and memory."""
     config = read_config(folder)
     devices = find_devices(device, config.num_layers)
-    check_quantization(folder, config, quantization)
     checkpoint = Checkpoint(folder)
     config = stored_config(checkpoint, config)
+    check_quantization(folder, config, quantization)
     check_heads(checkpoint, config)
     if context:
         config = replace(config, max_sequence_length=min(context, config.max_sequence_length))

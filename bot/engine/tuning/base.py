@@ -100,9 +100,9 @@ def open_base(
     """
     folder: Path = find_checkpoint(model, revision)
     config = read_config(folder)
-    check_quantization(folder, config, quantization)
     checkpoint = Checkpoint(folder)
     config = stored_config(checkpoint, config)
+    check_quantization(folder, config, quantization)
     check_heads(checkpoint, config)
     tokenizer = ChatGLMTokenizer.load(folder)
     place = find_device(device, "--device")
