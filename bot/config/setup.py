@@ -177,7 +177,8 @@ def described(setting: str, field: FieldInfo) -> str:
 def sets_nothing(file: Path) -> bool:
     """Return whether a config.toml is missing, or all of it is comments and headers."""
     try:
-        tables = parse_toml(read_regular(file, LARGEST_FILE).decode("utf-8"))
+        # Some editors write a byte order mark.
+        tables = parse_toml(read_regular(file, LARGEST_FILE).decode("utf-8-sig"))
     except FileNotFoundError:
         return True
     except (OSError, UnicodeDecodeError, TomlError):

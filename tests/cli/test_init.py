@@ -207,8 +207,8 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
 
 def test_comments_of_a_config_without_settings_stay(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_bytes((CHECKOUT / "config.toml").read_bytes())
-    before = config.read_text().splitlines()
+    config.write_bytes(b"\xef\xbb\xbf" + (CHECKOUT / "config.toml").read_bytes())  # as some editors save it
+    before = config.read_text("utf-8-sig").splitlines()
     assert bot(tmp_path, "init", "--yes", "--language", "en").returncode == 0
     changed = [line for line in config.read_text().splitlines() if line not in before]
     assert len(changed) == 1
