@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import aclosing
 from queue import SimpleQueue
 from types import TracebackType
@@ -16,6 +17,8 @@ from bot.errors import EngineFailed
 History = list[tuple[str, str]]
 
 _DEFAULTS = SamplingParams()
+
+_CLOSED = "the model was closed"
 
 
 class ChatModel:
@@ -35,6 +38,8 @@ class ChatModel:
         self._engine: Engine = open_engine(EngineSection.model_validate({"model": model} | options))
         # The engine runs in a thread of its own, and its queue on this loop.
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_closed = False  # no answer begins after it, with the lock held
         self._thread = threading.Thread(target=self._loop.run_forever, name="chat model", daemon=True)
         self._thread.start()
         try:
@@ -66,14 +71,15 @@ class ChatModel:
         Raises:
             As `chat`.
         """
-        if self._loop.is_closed():
-            raise EngineFailed("the model was closed")
         turns: list[ChatMessage] = []
         for asked, answered in history:
             turns += ChatMessage("user", asked), ChatMessage("assistant", answered)
         request = ChatRequest((*turns, ChatMessage("user", query)), params)
         texts: SimpleQueue[str | None] = SimpleQueue()
-        answer = asyncio.run_coroutine_threadsafe(self._answer(request, texts), self._loop)
+        with self._lock:
+            if self._is_closed:
+                raise EngineFailed(_CLOSED)
+            answer = asyncio.run_coroutine_threadsafe(self._answer(request, texts), self._loop)
         answer.add_done_callback(lambda _: texts.put(None))
         response = ""
         try:
@@ -81,13 +87,17 @@ class ChatModel:
                 response += text
                 yield response, [*history, (query, response)]
             answer.result()
+        except CancelledError:
+            raise EngineFailed(_CLOSED) from None
         finally:
             answer.cancel()
 
     def close(self) -> None:
         """End running answers and free the memory; a second call does nothing."""
-        if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self._engine.__aexit__(None, None, None), self._loop).result()
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        if not was_closed:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
             self._stop()
 
     def __enter__(self) -> Self:
@@ -103,6 +113,14 @@ class ChatModel:
             async for event in events:
                 if isinstance(event, Delta):
                     texts.put(event.text)
+
+    async def _end(self) -> None:
+        await self._engine.__aexit__(None, None, None)
+        # Not every engine ends the answers that run: their readers would wait for ever.
+        answers = asyncio.all_tasks() - {asyncio.current_task()}
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -117,3 +117,20 @@ def test_a_model_in_a_folder_answers_without_the_compiler_of_torch_and_the_clien
     """Their imports take longer than all other imports, and leave objects that each garbage collection visits."""
     command = [sys.executable, "-c", UNUSED, quantization]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_closing_ends_answers_that_the_engine_leaves_running() -> None:
+    model = ChatModel("any", backend="echo")
+    began = threading.Event()
+
+    def talk() -> None:
+        while True:
+            for _ in model.stream_chat("one two three"):
+                began.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(talk) for _ in range(4)]
+        began.wait(10)
+        model.close()
+        assert {str(each.exception(timeout=10)) for each in running} == {"the model was closed"}
+    model.close()
