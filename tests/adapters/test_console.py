@@ -225,7 +225,7 @@ async def test_a_second_ctrl_c_exits_while_an_answer_cannot_be_stored(
 ) -> None:
     tries = 0
 
-    async def refuse(*_: object) -> None:
+    async def refuse(*_: object, **__: object) -> None:
         nonlocal tries
         tries += 1
         raise StoreError(FULL)
