@@ -42,8 +42,9 @@ _RESTORE = "restore it from the backup of the same time as the database"
 
 def path_beside(database: Path) -> Path:
     """Return where the keys of a database are: like SQLite's log, beside the file that a symbolic link names."""
-    if database.is_symlink():
-        database = database.resolve()
+    with suppress(PermissionError):  # of its folder, which opening it reports
+        if database.is_symlink():
+            database = database.resolve()
     return database.with_name(f"{database.name}.keys")
 
 
