@@ -1,7 +1,6 @@
 """Votes on answers: the buttons below a finished answer, and what is said to who presses one."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -61,11 +60,11 @@ class Feedback:
 
     async def react(self, exchange: Exchange, vote: Vote, by: Author, *, is_added: bool) -> None:
         """Store the vote of a reaction that was added, or take it back; reactions get no reply."""
-        message = replace(exchange.message, author=by)
+        message = used_by(exchange.message, by)
         answer, translate = exchange.answer, self._settings.translator_for(message)
         # As for the buttons: nobody votes on a sentence in place of an answer, or on one that broke off.
         is_whole = answer is not None and answer.text.strip() and answer.reason is not FinishReason.ERROR
-        if not (self._settings.feedback.enabled and is_whole):
+        if not is_whole:
             return
         if is_added and await self._refusal(message, translate):
             return
