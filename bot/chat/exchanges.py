@@ -61,6 +61,8 @@ class Exchanges:
         self._numbers = count()
         # Called for each /clear and /forget me, by platform: an adapter that keeps what it received drops that.
         self.on_deletion: dict[str, Callable[[ChannelKey | None, Author | None], None]] = {}
+        # Called once an exchange is stored as delivered or given up, by platform: after its last edit.
+        self.on_finished: dict[str, Callable[[Exchange], None]] = {}
         self._settled = Occasions()  # a message's id was stored, or a worker has ended
         self._deletions = 0  # ever begun
         self._deletions_running = 0
@@ -398,6 +400,8 @@ class Exchanges:
         else:
             await retry_until_stored(write, self._clock)
         self._drop(exchange)
+        if (finished := self.on_finished.get(exchange.message.channel.platform)) is not None:
+            finished(exchange)
 
     def _check_deleted(self, worker: Worker) -> None:
         # What was deleted has no claim any more, but its last edit still takes the Stop button away.

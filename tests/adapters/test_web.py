@@ -219,6 +219,32 @@ class TestConversation:
         await tab.until(has(1))
         assert not tab.exchanges[id]["rated"]
 
+    @pytest.mark.parametrize("text", ["What is it?", "/help"])
+    async def test_a_page_that_reads_before_the_row_is_closed_shows_its_end(
+        self, tmp_path: Path, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        goes_on = asyncio.Event()
+        async with engine, make_harness(tmp_path, engine, limits=NO_LIMITS) as harness:
+            record = harness.store.record_answer
+
+            async def record_late(*args: Any, **kwargs: Any) -> bool:
+                await goes_on.wait()
+                return await record(*args, **kwargs)
+
+            monkeypatch.setattr(harness.store, "record_answer", record_late)
+
+            def is_shown(tab: Tab) -> bool:
+                """Let the row be closed once the page has all that was said."""
+                if any(each["open"] and each["html"] for each in tab.exchanges.values()):
+                    goes_on.set()
+                return has(1)(tab)
+
+            async with served_on(tmp_path, harness) as url, browser(url) as http:
+                tab = Tab(http, uuid4().hex)
+                await tab.ask(text)
+                await tab.until(is_shown)
+        assert goes_on.is_set()
+
     async def test_an_edited_question_is_answered_again(self, tab: Tab, engine: ScriptedEngine) -> None:
         id = await tab.ask("wrong")
         await tab.until(has(1))
@@ -644,7 +670,7 @@ async def test_a_connection_that_is_cut_within_a_request_is_no_error(
 
 def test_many_open_pages_share_the_edits() -> None:
     pages = 1
-    messenger = WebMessenger(lambda id, message: None, open_pages=lambda: pages)
+    messenger = WebMessenger(lambda message: None, open_pages=lambda: pages)
     channel = ChannelKey("web", "session")
     alone = messenger.edit_interval(channel)
     pages = 10_000

@@ -103,7 +103,7 @@ async def discord() -> AsyncIterator[MessengerSetup]:
 
 
 async def web() -> AsyncIterator[MessengerSetup]:
-    messenger = WebMessenger(lambda id, message: None)
+    messenger = WebMessenger(lambda message: None)
     channel = ChannelKey("web", "0" * 32, "1" * 32)
 
     async def shown() -> list[str]:

@@ -53,13 +53,14 @@ class WebAdapter:
         streams = PageStreams()
         intake.files.sources[WEB_PLATFORM] = fetch_file
 
-        def changed(id: str, message: Message) -> None:
-            # The first message of a reply, the last content of it, and one that memory does not know change the row.
-            if message.question is None or not message.is_growing:
+        def changed(message: Message) -> None:
+            if message.question is None:  # only the row has the question
                 streams.reload(message.channel)
             else:
                 streams.show(message.channel, message.question)
 
+        # Not with the last edit: that of a command comes before its row is answered, and no other would follow.
+        intake.exchanges.on_finished[WEB_PLATFORM] = lambda exchange: streams.reload(exchange.message.channel)
         messenger = WebMessenger(changed, open_pages=lambda: streams.count)
         try:
             async with Replies(intake, messenger, self._clock) as replies:

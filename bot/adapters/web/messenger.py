@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
-from bot.domain import Action, ChannelKey, Controls
+from bot.domain import ChannelKey, Controls
 from bot.errors import MessageGone
 from bot.util.recent import RecentDict
 
@@ -26,17 +26,12 @@ class Message:
     controls: Controls
     question: str | None = None
 
-    @property
-    def is_growing(self) -> bool:
-        """Whether more of it is to come."""
-        return Action.STOP in self.controls
-
 
 class WebMessenger:
     """A Messenger.  A message's id is its nonce: sending it again, also after a restart, is the same message."""
 
-    def __init__(self, changed: Callable[[str, Message], None], open_pages: Callable[[], int] = lambda: 0) -> None:
-        """Call `changed` with the id and the new content of each message that changes; `open_pages` counts its readers."""
+    def __init__(self, changed: Callable[[Message], None], open_pages: Callable[[], int] = lambda: 0) -> None:
+        """Call `changed` with the new content of each message that changes; `open_pages` counts its readers."""
         self._changed = changed
         self._open_pages = open_pages
         self.messages: RecentDict[str, Message] = RecentDict(_KEPT)
@@ -63,7 +58,7 @@ class WebMessenger:
         if continues is not None and (first := self.messages.get(continues)) is not None:
             reply_to = first.question
         self.messages[nonce] = message = Message(channel, text.text, controls, reply_to)
-        self._changed(nonce, message)
+        self._changed(message)
         return nonce
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
@@ -73,14 +68,14 @@ class WebMessenger:
         # The message of an earlier run is not in memory, and exists nevertheless.
         message = Message(channel, text.text, controls, None if known is None else known.question)
         self.messages[message_id] = message
-        self._changed(message_id, message)
+        self._changed(message)
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if message_id in self._deleted:
             raise MessageGone(f"message {message_id} was deleted")
         self._deleted[message_id] = None
         if (message := self.messages.pop(message_id, None)) is not None:
-            self._changed(message_id, message)
+            self._changed(message)
 
     def reply(self, question: str, recorded: tuple[str, ...]) -> dict[str, Message]:
         """Return the messages of the reply to a question, in order; `recorded` are the ids in its row."""
