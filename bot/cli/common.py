@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from bot.config.schema import Config
     from bot.config.sources import LoadedConfig
+    from bot.observability.logging import Redaction
 
 with_config = click.option(
     "--config",
@@ -89,7 +90,7 @@ def open_log(config: Config) -> TextIO | None:
 @contextmanager
 def redacted(
     loaded: LoadedConfig, *urls: str, config: Config | None = None, log: TextIO | None = None
-) -> Iterator[Callable[[str], str]]:
+) -> Iterator[Redaction]:
     """Configure logging and remove secrets, including passwords in `urls`, from logs, errors and tracebacks.
 
     Errors of libraries often quote addresses with tokens and passwords.  `config` are the settings in use, if not
@@ -105,7 +106,7 @@ def redacted(
         *environment_secrets(os.environ),
     )
     redact = Redaction(secrets)
-    configure_logging((config or quiet_on_terminal(loaded)).logs, secrets, log)
+    configure_logging((config or quiet_on_terminal(loaded)).logs, redact, log)
     sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
     try:
         yield redact

@@ -51,8 +51,8 @@ async def platform_findings(setup: Setup, name: str) -> AsyncIterator[Finding]:
     from bot.observability.logging import Redaction, configure_logging
 
     config = load(setup)
-    configure_logging(LogsSection(level="error"), config.secrets)
     redact = Redaction(config.secrets)
+    configure_logging(LogsSection(level="error"), redact)
     async for finding in findings(name, config.adapters[name]):
         values = {name: redact(value) for name, value in finding.values.items()}
         yield replace(finding, text=redact(finding.text), values=values)

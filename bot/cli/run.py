@@ -76,8 +76,14 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
     # A hub's downloads draw bars of their own.
     is_local = config.engine.model == "demo" or Path(config.engine.model).is_dir()
     at_once = loading if is_terminal_chat(config) and is_local else ""
-    with redacted(loaded, config=config, log=open_log(config)), progress_bar(at_once=at_once) as show:
-        source = ConfigSource(file, lambda: choose(load(path)), partial(_draft, path, choose), content)
+    with redacted(loaded, config=config, log=open_log(config)) as redact, progress_bar(at_once=at_once) as show:
+
+        def load_again() -> Config:
+            changed = load(path)
+            redact.add(changed.config.secrets)  # a key that was replaced in its secret file
+            return choose(changed)
+
+        source = ConfigSource(file, load_again, partial(_draft, path, choose), content)
         asyncio.run(serve(config, partial(show, loading), source=source))
 
 

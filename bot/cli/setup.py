@@ -81,7 +81,7 @@ async def _serve(pages: SetupPages, port: int, *, opens_browser: bool) -> None:
     from bot.util.terminal import terminal_language
 
     translate = translator(terminal_language() or "en")
-    configure_logging(LogsSection(level="error"), ())
+    configure_logging(LogsSection(level="error"))
     async with serve_app(pages.app(), "setup", "127.0.0.1", port, seconds=_CONNECTION_SECONDS) as listening:
         url = f"http://127.0.0.1:{listening}/?link={pages.link.token}"
         click.echo(translate("Open this link in a browser on this machine; it works once:"))

@@ -107,14 +107,14 @@ def recent_lines(*, after: int = 0) -> list[LogLine]:
     return []
 
 
-def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+def configure_logging(settings: LogsSection, redact: "Redaction | None" = None, stream: TextIO | None = None) -> None:
     """Send all log records, also those of libraries, to `stream` (default: stderr) in one format.
 
-    `secrets` are redacted in every line.
+    `redact` removes secrets from every line, also those that are added to it later.
     """
     target = stream or sys.stderr
     handler = LineHandler(target)
-    handler.setFormatter(_formatter(settings, Redaction(secrets), target))
+    handler.setFormatter(_formatter(settings, redact or Redaction(()), target))
     root = logging.getLogger()
     root.handlers = [handler]
     for name, level in _levels(settings).items():
@@ -230,8 +230,15 @@ class Redaction:
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets: frozenset[str] = frozenset()
+        self._known = re.compile(r"(?!)")
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Redact these too, and go on with those before: an old key may still be valid elsewhere."""
         # Shorter ones are not tokens, but may be common words.
-        long = [secret for secret in secrets if len(secret) >= 6]
+        self._secrets |= {secret for secret in secrets if len(secret) >= 6}
+        long = self._secrets
         # Secrets also appear as repr, as JSON or both, URL-encoded, and as base64 in headers.
         encoded = [base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode() for secret in long]
         escaped = [form for secret in long for form in (quote(secret, safe=""), quote(secret), quote_plus(secret))]

@@ -211,6 +211,28 @@ def test_serve_answers_over_http_without_a_platform(tmp_path: Path) -> None:
         assert served.wait() == 0
 
 
+SERVING_A_LOG = """
+import logging, os, pathlib, bot.app
+from bot import cli
+
+async def serve(config, progress, source):
+    pathlib.Path("engine__key").write_text("a newer key")
+    assert source.load().engine.key.get_secret_value() == "a newer key"
+    logging.getLogger("bot.part").error("neither a newer key nor an older key")
+
+bot.app.serve = serve
+cli.main()
+"""
+
+
+def test_a_key_that_is_replaced_while_it_runs_is_redacted_as_well(tmp_path: Path) -> None:
+    (tmp_path / "engine__key").write_text("an older key")
+    command = [sys.executable, "-c", SERVING_A_LOG, "serve"]
+    env = environment(BOT_SECRETS_DIR=".", BOT_ENGINE__BACKEND="remote", BOT_ENGINE__URLS="http://127.0.0.1:9/v1")
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "neither (secret) nor (secret)" in ran.stderr
+
+
 def test_serve_embeds_for_the_client_of_openai(tmp_path: Path) -> None:
     folder = tmp_path / "tiny-bert"
     make_encoder(folder)

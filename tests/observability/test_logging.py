@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from bot.config.schema import LogsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
-from bot.observability.logging import KEPT_LINES, REDACTED, WITHHELD, configure_logging, log_context, recent_lines
+from bot.observability.logging import (
+    KEPT_LINES,
+    REDACTED,
+    WITHHELD,
+    Redaction,
+    configure_logging,
+    log_context,
+    recent_lines,
+)
 
 CANARY = "canary-7f3a91"
 log: structlog.stdlib.BoundLogger = structlog.get_logger("bot.part")
@@ -41,7 +49,7 @@ class Terminal(io.StringIO):
 
 
 def logging_to(stream: io.StringIO, *secrets: str, **section: Any) -> io.StringIO:
-    configure_logging(LogsSection(**section), secrets, stream)
+    configure_logging(LogsSection(**section), Redaction(secrets), stream)
     return stream
 
 
@@ -249,3 +257,12 @@ def test_the_last_finished_lines_are_kept_redacted_and_numbered() -> None:
     assert "a secret word" not in lines[-1].text
     assert (lines[-1].number, lines[-1].level) == (KEPT_LINES + 5, "warning")
     assert recent_lines(after=lines[-2].number) == lines[-1:]
+
+
+def test_a_secret_that_is_added_later_is_redacted_and_the_one_before_it_too() -> None:
+    stream, redact = io.StringIO(), Redaction(["the first key"])
+    configure_logging(LogsSection(format="json"), redact, stream)
+    redact.add(["the second key", "dot"])
+    log.info("refused", reason="neither the first key nor the second key, full stop.")
+    (event,) = events(stream)
+    assert event["reason"] == f"neither {REDACTED} nor {REDACTED}, full stop."
