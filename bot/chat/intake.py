@@ -418,9 +418,9 @@ class Intake:
         """Return a conversation's last exchanges, oldest first, for a platform that shows them itself."""
         return await self._store.said_in(channel, limit)
 
-    async def openings(self, channel: ChannelKey) -> list[Exchange]:
-        """Return the first exchange of each thread of a channel, the newest thread first."""
-        return await self._store.openings(channel)
+    async def openings(self, channel: ChannelKey, limit: int) -> list[Exchange]:
+        """Return the first exchanges of the newest threads of a channel, the newest thread first."""
+        return await self._store.openings(channel, limit)
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         """Return the newest message known per channel: where a backfill begins."""

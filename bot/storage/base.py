@@ -270,8 +270,8 @@ class Store(Protocol):
         """Return the channel's last exchanges without those of its threads and cleared ones, oldest first."""
         ...
 
-    async def openings(self, channel: ChannelKey) -> list[Exchange]:
-        """Return the first exchange of each thread of the channel that is not cleared, the newest thread first.
+    async def openings(self, channel: ChannelKey, limit: int) -> list[Exchange]:
+        """Return the first exchanges of the channel's newest threads that are not cleared, the newest thread first.
 
         A thread is as new as its last exchange.
         """

@@ -1,6 +1,7 @@
 """An open database: its transactions and keys, and what is read from it, decrypted."""
 
 import asyncio
+import heapq
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -417,7 +418,7 @@ class OpenStore:
         return (await self._select(newest))[::-1]
 
     @shielded
-    async def openings(self, channel: ChannelKey) -> list[Exchange]:
+    async def openings(self, channel: ChannelKey, limit: int) -> list[Exchange]:
         said = and_(
             exchanges.c.platform == channels.c.platform,
             exchanges.c.channel == channels.c.channel,
@@ -428,7 +429,8 @@ class OpenStore:
         async with self._transactions.reading() as tx:
             rows = (await tx.execute(threads)).all()
         last = {row.first: row.last_exchange for row in rows if row.first is not None}
-        opened = await self._select(select(*EXCHANGE).where(exchanges.c.id.in_(last)))
+        newest = heapq.nlargest(limit, last, key=last.__getitem__)
+        opened = await self._select(select(*EXCHANGE).where(exchanges.c.id.in_(newest)))
         return sorted(opened, key=lambda exchange: last[exchange.id], reverse=True)
 
     @shielded

@@ -80,16 +80,22 @@ class Tab:
     order: list[str] = field(default_factory=list)
     chats: list[dict[str, Any]] = field(default_factory=list)
     is_replaced: bool = False
+    listed: int = 100
+    has_older: bool = False
 
     async def until(self, condition: Callable[["Tab"], bool]) -> "Tab":
         """Open the stream and read until the condition holds."""
-        async with asyncio.timeout(TIMEOUT), self.http.get("/web/events", params={"chat": self.chat}) as response:
+        async with asyncio.timeout(TIMEOUT), self.http.get("/web/events", params=self._query) as response:
             assert response.status == 200, await response.text()
             async for line in response.content:
                 self._take(line.decode().strip())
                 if condition(self):
                     return self
         raise AssertionError(f"the stream ended: {self}")
+
+    @property
+    def _query(self) -> dict[str, str]:
+        return {"chat": self.chat, "listed": str(self.listed)}
 
     def _take(self, line: str) -> None:
         if line == "event: replaced":
@@ -102,6 +108,7 @@ class Tab:
         self.exchanges |= {each["id"]: each for each in news["exchanges"]}
         self.order = news.get("order", self.order)
         self.chats = news.get("chats", self.chats)
+        self.has_older = news.get("older", self.has_older)
 
     @property
     def answers(self) -> list[str]:
@@ -268,6 +275,20 @@ class TestConversation:
         await tab.post("delete")
         await other.until(lambda other: [each["title"] for each in other.chats] == ["two"])
         assert (await Tab(tab.http, tab.chat).until(lambda tab: bool(tab.chats))).order == []
+
+    async def test_the_newest_conversations_are_listed_and_older_ones_on_request(self, tab: Tab) -> None:
+        tabs = [Tab(tab.http, uuid4().hex) for _ in range(3)]
+        for number, each in enumerate(tabs):
+            await each.ask(f"question {number}")
+            await each.until(has(1))
+        shown = [await Tab(tab.http, tab.chat, listed=count).until(lambda tab: bool(tab.chats)) for count in (2, 3)]
+        listed = [([chat["title"] for chat in each.chats], each.has_older) for each in shown]
+        assert listed == [(["question 2", "question 1"], True), (["question 2", "question 1", "question 0"], False)]
+
+    @pytest.mark.parametrize("count", ["0", "10001", "-1", "x", "٣", ""])
+    async def test_a_wrong_number_of_conversations_is_refused(self, tab: Tab, count: str) -> None:
+        async with tab.http.get("/web/events", params={"chat": tab.chat, "listed": count}) as response:
+            assert (response.status, await response.text()) == (400, "listed is not a number from 1 to 10000")
 
     async def test_two_tabs_show_the_same(self, tab: Tab) -> None:
         second = Tab(tab.http, tab.chat)

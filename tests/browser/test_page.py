@@ -74,6 +74,24 @@ async def test_an_edited_question_is_answered_again_and_a_reload_loses_nothing(
         await expect(page.locator(".reply:not(.open) .answer").nth(1)).to_contain_text("天气")
 
 
+async def test_older_conversations_are_listed_on_request_and_after_a_reload(url: str) -> None:
+    async with chromium(url) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        for text in ("an older one", "a newer one"):
+            await expect(answer(await ask(page, text))).to_contain_text("天气")
+            await page.get_by_role("button", name="New chat").click()
+        await page.evaluate("sessionStorage.setItem('listed', 1)")
+        await page.reload()
+        chats = page.get_by_role("navigation").get_by_role("link")
+        await expect(chats).to_have_text(["a newer one"])
+        await page.get_by_role("button", name="Show older ones").click()
+        await expect(chats).to_have_text(["a newer one", "an older one"])
+        await expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+        await page.reload()
+        await expect(chats).to_have_text(["a newer one", "an older one"])
+
+
 async def test_conversations_are_listed_and_deleted_by_keyboard_alone(url: str) -> None:
     async with chromium(url) as context:
         page = await context.new_page()

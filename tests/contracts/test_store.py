@@ -484,8 +484,9 @@ async def test_the_threads_of_a_channel_are_listed_by_their_first_question(store
     await answered(store, message(4, "cleared", channel=empty))
     await store.clear(empty)
     await begun(store, message(5, "more", channel=THREAD))
-    assert [row.message.text for row in await store.openings(ROOM)] == ["first", "second"]
-    assert await store.openings(ChannelKey("slack", "C9")) == []
+    assert [row.message.text for row in await store.openings(ROOM, 2)] == ["first", "second"]
+    assert [row.message.text for row in await store.openings(ROOM, 1)] == ["first"]
+    assert await store.openings(ChannelKey("slack", "C9"), 1) == []
 
 
 async def test_open_and_undelivered_exchanges_are_owed_oldest_first(store: Store) -> None:

@@ -76,7 +76,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.last_message_ids, "slack")
     await call(store.said_since, "slack", NOON)
     await call(store.said_in, THREAD, 5)
-    await call(store.openings, ROOM)
+    await call(store.openings, ROOM, 3)
     await call(store.replace_quotes, ROOM, "1", "what was meant")
     again = await call(store.requeue, asked, "again")
     store.release(again)

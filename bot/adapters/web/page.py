@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,8 +55,9 @@ _FILES = {
     "panel.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
-# Exchanges of a conversation that are shown.
+# Exchanges of a conversation that are shown, and conversations that are listed at most.
 _SHOWN = 200
+_LISTED = 10_000
 # Of a file's text in a request; a control character takes six, and no file has only those.
 _BYTES_PER_CHARACTER = 4
 # Seconds in which a body with files arrives.
@@ -131,7 +132,8 @@ def create_pages(
 
     async def events(request: Request) -> Response:
         chat, channel = chat_of(request), ChannelKey(WEB_PLATFORM, user_of(request), _id(request.query_params, "chat"))
-        return PageEvents(_updates(chat, channel, _translate(chat, request)), partial(stays, request))
+        page = partial(_Page, chat, translate=_translate(chat, request), listed=_listed(request.query_params))
+        return PageEvents(_updates(chat, channel, page), partial(stays, request))
 
     def call_of(request: Request, named: Any, body: dict[str, Any]) -> "_Call":
         user = user_of(request)
@@ -280,11 +282,13 @@ async def _settings(chat: Chat, call: _Call) -> dict[str, Any]:
     return {"notice": notice, "fields": [asdict(field) for field in fields]}
 
 
-async def _updates(chat: Chat, channel: ChannelKey, translate: Translate) -> AsyncGenerator[bytes, None]:
+async def _updates(
+    chat: Chat, channel: ChannelKey, open_page: Callable[[Stream], "_Page"]
+) -> AsyncGenerator[bytes, None]:
     """Yield the whole conversation, then what changes of it."""
     yield RETRY
     with chat.streams.open(channel) as stream:
-        page = _Page(chat, stream, translate)
+        page = open_page(stream)
         while not stream.is_closed:
             if stream.is_replaced:
                 yield REPLACED
@@ -302,10 +306,11 @@ async def _updates(chat: Chat, channel: ChannelKey, translate: Translate) -> Asy
 
 
 class _Page:
-    """What one page shows."""
+    """What one page shows, with so many conversations in its list."""
 
-    def __init__(self, chat: Chat, stream: Stream, translate: Translate) -> None:
+    def __init__(self, chat: Chat, stream: Stream, translate: Translate, listed: int) -> None:
         self._chat = chat
+        self._listed = listed
         self._stream = stream
         self._translate = translate
         self._is_new = True
@@ -325,7 +330,7 @@ class _Page:
         self._stream.is_stale = False
         channel, intake = self._stream.channel, self._chat.intake
         rows = await intake.said_in(channel, _SHOWN)
-        openings = await intake.openings(channel)
+        openings = await intake.openings(channel, self._listed + 1)
         before, self._rows = self._rows, {row.message.id: row for row in rows}
         voted, self._votes = self._votes, {}
         if intake.settings.feedback.enabled:
@@ -342,7 +347,8 @@ class _Page:
             "reset": self._is_new,
             "order": list(self._rows),
             "exchanges": await self._views(new),
-            "chats": [{"id": each.message.channel.thread, "title": title(each)} for each in openings],
+            "chats": [{"id": each.message.channel.thread, "title": title(each)} for each in openings[: self._listed]],
+            "older": len(openings) > self._listed,
         }
         self._is_new = False
         return update
@@ -366,6 +372,13 @@ def _text(body: Any, name: str) -> str:
     if not isinstance(value, str):
         raise HTTPException(400, f"{name} is missing or not a string")
     return value
+
+
+def _listed(query: Mapping[str, str]) -> int:
+    text = query.get("listed", "100")
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= _LISTED):
+        raise HTTPException(400, f"listed is not a number from 1 to {_LISTED}")
+    return int(text)
 
 
 def _id(body: Any, name: str) -> str:

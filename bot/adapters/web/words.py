@@ -23,6 +23,7 @@ def _words(translate: Translate) -> dict[str, str]:
         "title": translate("Chat"),
         "new": translate("New chat"),
         "chats": translate("Conversations"),
+        "older": translate("Show older ones"),
         "menu": translate("Show the conversations"),
         "close": translate("Hide the conversations"),
         "log": translate("Conversation"),

@@ -9,6 +9,7 @@ const isId = (text) => /^[0-9a-f]{32}$/.test(text);
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 let chat = "", source = null, shown = new Map(), order = [], wasReplaced = false, isEnded = false;
+let listed = Number(sessionStorage.getItem("listed") || 100);  // conversations in the list
 let outbox = JSON.parse(sessionStorage.getItem("outbox") || "[]");
 
 function element(tag, properties = {}, ...children) {
@@ -205,7 +206,7 @@ addEventListener("drop", (event) => { if (hasFiles(event)) { event.preventDefaul
 function connect() {
   source?.close();
   wasReplaced = false;
-  const mine = source = new EventSource(`/web/events?chat=${chat}`);
+  const mine = source = new EventSource(`/web/events?chat=${chat}&listed=${listed}`);
   mine.onopen = () => tell("");
   mine.onmessage = (event) => update(JSON.parse(event.data));
   mine.addEventListener("replaced", () => { mine.close(); wasReplaced = true; tell(words.elsewhere); });
@@ -251,7 +252,7 @@ function update(news) {
     outbox = outbox.filter((message) => !there.has(message.id));
     keep();
   }
-  if (news.chats) drawChats(news.chats);
+  if (news.chats) drawChats(news.chats, news.older);
   draw(news.reset ? null : new Set(news.exchanges.map((exchange) => exchange.id)));
 }
 
@@ -351,7 +352,7 @@ function drawAnswer(answer, exchange) {
   }
 }
 
-function drawChats(chats) {
+function drawChats(chats, hasOlder) {
   drawList($("chats"), chats, chatNode, (node, { id, title }) => {
     const [link, remove] = node.children;
     link.textContent = title;
@@ -359,6 +360,7 @@ function drawChats(chats) {
     else link.removeAttribute("aria-current");
     remove.setAttribute("aria-label", `${words.delete}: ${title}`);
   });
+  $("older").hidden = !hasOlder;
   const current = chats.find(({ id }) => id === chat);
   $("heading").textContent = current ? current.title : words.new;
   document.title = current ? `${current.title} – ${words.title}` : words.title;
@@ -490,6 +492,7 @@ $("form").addEventListener("submit", (event) => { event.preventDefault(); ask();
 field.addEventListener("keydown", (event) => { if (isSend(event)) { event.preventDefault(); ask(); } });
 field.addEventListener("input", fit);
 $("new").addEventListener("click", begin);
+$("older").addEventListener("click", () => { listed += 100; sessionStorage.setItem("listed", listed); connect(); });
 $("menu").addEventListener("click", () => { menu(true); $("close").focus(); });
 $("close").addEventListener("click", () => { menu(false); $("menu").focus(); });
 $("shade").addEventListener("click", () => menu(false));
