@@ -296,12 +296,14 @@ async def _chunks(
         async for index, event in events:
             if isinstance(event, Fallback):
                 fallbacks[index] = backend.id_of(event.model)
+            if not isinstance(event, Delta | Finished):
+                continue  # a refusal may still follow, which is the status of the response before the first chunk
             if index not in begun and form.first is not None:
                 begun.add(index)
                 yield chunk(index, form.first)
             if isinstance(event, Delta):
                 yield chunk(index, form.piece(event.text))
-            elif isinstance(event, Finished):
+            else:
                 usages.append(event.usage)
                 yield chunk(index, form.last, event.reason)
     if includes_usage:

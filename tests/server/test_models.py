@@ -16,7 +16,7 @@ from bot.config.http import KeySection, ServerSection
 from bot.config.schema import Config, EngineSection
 from bot.engine.base import Progress
 from bot.engine.router import ModelRouter
-from bot.errors import EngineFailed
+from bot.errors import EngineBusy, EngineFailed
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
@@ -121,3 +121,23 @@ async def test_a_fallback_neither_drops_turns_nor_serves_a_key_of_other_models(
         ):
             assert response.status == status, models
             assert status != 400 or (await response.json())["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/chat-stream"])
+async def test_a_stream_whose_fallback_refuses_too_has_a_status(
+    access: Access, clock: ManualClock, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_engine(section: EngineSection, progress: Progress) -> ScriptedEngine:
+        error = EngineFailed("no model server answers") if section.model == "big" else EngineBusy(2, 2)
+        return ScriptedEngine(default=[error], model=section.model)
+
+    monkeypatch.setattr("bot.server.generation._FIRST_PING_SECONDS", 60.0)
+    sections = {"engine": EngineSection(model="big", fallback="small"), "small": EngineSection(model="little")}
+    async with ModelRouter(sections, open_engine, clock) as router:
+        backend = Backend(router, ChatSettings.of(Config()), access, MAX_WAITING, Metrics(), models=router.statuses)
+        async with (
+            serve_apis(ServerSection(port=0), backend, clock) as port,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+            http.post(path, json={"messages": QUESTION, "prompt": "what?", "stream": True}) as response,
+        ):
+            assert (response.status, "Retry-After" in response.headers) == (429, True)
