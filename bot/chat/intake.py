@@ -29,7 +29,7 @@ from bot.chat.sign_in import SignIn
 from bot.chat.standing import StandingReply
 from bot.config.places import MANAGERS
 from bot.config.reload import ConfigWatcher
-from bot.domain import Action, Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, UsageSum, Vote
+from bot.domain import Action, Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, Status, UsageSum, Vote
 from bot.engine.base import Engine
 from bot.errors import ClaimLost, PlatformError
 from bot.observability.health import Components
@@ -194,12 +194,12 @@ class Intake:
     async def edit(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a message; return the exchange to be answered again, in place.
 
-        None also for a message that has no exchange: if the edit calls the bot, `accept` it.
+        None also for a message that has no exchange, or a cleared one: if the edit calls the bot, `accept` it.
         Quotations of the message get the new text in any case.
         """
         message = clean_message(message)
         known = await self._store.find(message.channel, message.id)
-        if known is None:
+        if known is None or known.status is Status.CLEARED:
             return await self._edit_part(message)
         files = updated(known.message.files, message.files)
         if (known.message.text, known.message.files) == (message.text, files):

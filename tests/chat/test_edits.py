@@ -118,6 +118,18 @@ async def test_an_edit_of_a_message_that_is_quoted_reaches_the_waiting_question(
     assert harness.engine.closed == harness.engine.requests[:1]
 
 
+async def test_an_edit_of_a_cleared_question_reaches_who_quotes_it_since(harness: Harness, tmp_path: Path) -> None:
+    secret = a_message("my door code is 7734")
+    await harness.ask(secret)
+    await harness.ask(a_message("/clear"))
+    quoting = a_message("is that so?", quoted=secret.text, quoted_id=secret.id, author=BEN)
+    await harness.ask(quoting)
+    assert await harness.intake.edit(replace(secret, text="never mind")) is None
+    await harness.ask(a_message("really?", author=BEN))
+    assert harness.engine.requests[-1].messages[0].content == "> never mind\n\nis that so?"
+    assert b"7734" not in bytes_in(tmp_path)
+
+
 async def test_an_edit_whose_acknowledgement_is_lost_keeps_the_messages_already_sent(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
