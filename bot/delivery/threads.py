@@ -48,16 +48,17 @@ class Threads:
         if opens is None or not _may_move(worker):
             return ""
         clock, backoff = self._pacer.clock, Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        opened: list[ChannelKey] = []  # not stored yet: while the database fails, no other thread is opened
 
         async def place() -> str:
             await self._intake.choices.load()
             rule = self._intake.settings.value("answer", message)
             # A refusal is a reply to the message: it needs no thread.
-            if rule != "thread" or not await self._intake.answers.admits(worker):
+            if not opened and (rule != "thread" or not await self._intake.answers.admits(worker)):
                 return ""
             try:
                 await self._pacer.call(
-                    message.channel, lambda: finish_before_cancel(self._open(worker, opens)), urgent=True
+                    message.channel, lambda: finish_before_cancel(self._open(worker, opens, opened)), urgent=True
                 )
             except ThreadRefused as refused:
                 log.info("no thread was opened, the channel gets the answer", error=str(refused))
@@ -69,11 +70,12 @@ class Threads:
             place, PlatformUnavailable, RateLimited, StoreError, clock=clock, backoff=backoff, on_failure=report
         )
 
-    async def _open(self, worker: Worker, opens: OpenThread) -> None:
+    async def _open(self, worker: Worker, opens: OpenThread, opened: list[ChannelKey]) -> None:
         message = worker.exchange.message
-        with self._intake.metrics.platform_call(message.channel.platform, "thread", self._pacer.clock):
-            channel = await opens(message)
-        await self._intake.exchanges.move(worker, channel)
+        if not opened:
+            with self._intake.metrics.platform_call(message.channel.platform, "thread", self._pacer.clock):
+                opened.append(await opens(message))
+        await self._intake.exchanges.move(worker, opened[0])
 
     def _sentence(self, message: IncomingMessage, refused: ThreadRefused) -> str:
         """Return the reason for the asker, or "" if the channel was given one lately."""

@@ -12,6 +12,7 @@ import pytest
 from bot.config.places import PlaceSection
 from bot.config.schema import AccessSection, Config, LimitsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.errors import StoreError
 from tests.harness import slack_harness, telegram_harness
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.harness import Harness, make_harness
@@ -342,6 +343,26 @@ async def test_on_telegram_there_is_one_answer_whatever_fails(harness: Harness, 
         assert len(group.topics) == (2 if (call, kind) == ("createForumTopic", "lost") else 1)
         assert answers(telegram) == []
     assert telegram.violations == []
+
+
+async def test_on_telegram_one_topic_is_opened_while_the_database_fails(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures, move = [StoreError("locked")] * 3, harness.store.move
+
+    async def failing(*arguments: Any) -> bool:
+        if failures:
+            raise failures.pop()
+        return await move(*arguments)
+
+    monkeypatch.setattr(harness.store, "move", failing)
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        group = telegram.group("general")
+        group.is_forum = True
+        configure(harness, "telegram")
+        await telegram.say("what is a shell")
+        await telegram.until(lambda: [text for name in group.topics for text in answers(telegram, name)] == ["ok"])
+        assert (failures, len(group.topics), answers(telegram)) == ([], 1, [])
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
