@@ -97,7 +97,8 @@ class Worker:
         prefix = f"{message.channel.channel} "
         server = to if message.server == message.channel.channel else message.server
         channel = replace(message.channel, channel=to)
-        renamed = replace(message, id=prefix + message.id, channel=channel, server=server)
+        quoted_id = None if message.quoted_id is None else prefix + message.quoted_id
+        renamed = replace(message, id=prefix + message.id, channel=channel, server=server, quoted_id=quoted_id)
         self.exchange = replace(self.exchange, message=renamed)
         for part in self.parts:
             if part.id is not None:

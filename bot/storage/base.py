@@ -254,7 +254,7 @@ class Store(Protocol):
 
         The platform's messages stay behind: their ids get the old channel and a space in front
         (more than once if that id is taken), so that no message of the new channel is mistaken
-        for one.  A second call moves none; after an error it moves the rest.
+        for one; quotations name them by these ids.  A second call moves none; after an error it moves the rest.
         """
         ...
 

@@ -33,7 +33,8 @@ async def rename_exchanges(tx: WriteTransaction, channel: ChannelKey, to: str, i
     goal = ChannelKey(channel.platform, to)
     used = await _used(tx, goal, renamed.values())
     server = case((exchanges.c.server == channel.channel, literal(to, SafeText)), else_=exchanges.c.server)
-    moved = update(exchanges).values(channel=to, server=server)
+    quoted_id = _with(prefix, exchanges.c.quoted_id)  # of a message that moves too
+    moved = update(exchanges).values(channel=to, server=server, quoted_id=quoted_id)
     if free := [id for id, message in renamed.items() if message not in used]:
         await tx.execute(moved.where(exchanges.c.id.in_(free)).values(message=_with(prefix, exchanges.c.message)))
     for id in renamed.keys() - free:

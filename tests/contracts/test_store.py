@@ -834,6 +834,37 @@ async def test_messages_of_the_old_channel_differ_from_those_of_the_new_one(stor
     assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1 1", ("C1 m1",))
 
 
+async def test_quotations_in_a_renamed_channel_are_of_the_messages_that_they_were_of(store: Store) -> None:
+    asked = await answered(store, message(1, "the door code is 7734"))
+    await store.record_part(asked, 0, "m1")
+    quotes = {
+        "of the question": replace(message(2, author=BEN), quoted="(paraphrased)", quoted_id="1"),
+        "of the answer": replace(message(3, author=BEN, channel=THREAD), quoted="hi", quoted_id="m1", quotes_bot=True),
+        "of something else": replace(message(4, author=BEN), quoted="see you at the station", quoted_id="0"),
+    }
+    stored = {name: await begun(store, quoting) for name, quoting in quotes.items()}
+    await store.rename_channel(ROOM, "C9")
+    new = replace(ROOM, channel="C9")
+
+    async def left() -> dict[str, str | None]:
+        now = {
+            each.id: each.message.quoted
+            for place in (new, replace(THREAD, channel="C9"))
+            for each in await store.said_in(place, 10)
+        }
+        return {name: now[exchange.id] for name, exchange in stored.items()}
+
+    await store.replace_quotes(new, "1", "a message of the new channel")
+    await store.delete_messages(new, ["m1"])
+    assert await left() == {name: quoting.quoted for name, quoting in quotes.items()}
+    await store.forget(MEI)
+    assert await left() == {
+        "of the question": None,
+        "of the answer": None,
+        "of something else": "see you at the station",
+    }
+
+
 async def test_new_messages_do_not_collide_with_moved_ones(store: Store) -> None:
     moved = await begun(store, message(1))
     await store.rename_channel(ROOM, "C9")
