@@ -17,6 +17,19 @@ def silent(done: int, total: int) -> None:
     """Ignore progress."""
 
 
+# Characters of a prompt whose tokens are counted at once, and about those that a format writes around each message.
+_LONG_PROMPT, _FORMAT = 16_000, 16
+
+
+def is_long(messages: Sequence[ChatMessage]) -> bool:
+    """Return whether the tokens of a prompt are counted in a thread, because those of a megabyte take seconds.
+
+    >>> is_long([ChatMessage("user", "hello")]), is_long([ChatMessage("user", "")] * 2000)
+    (False, True)
+    """
+    return sum(len(message.content) + _FORMAT for message in messages) > _LONG_PROMPT
+
+
 class Engine(Protocol):
     """Answers chat requests; safe to call from many tasks at once.
 

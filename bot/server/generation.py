@@ -34,7 +34,7 @@ from bot.domain import (
     Tokens,
     Usage,
 )
-from bot.engine.base import Engine
+from bot.engine.base import Engine, is_long
 from bot.engine.embeddings import Embedder
 from bot.errors import EngineError, PromptTooLong
 from bot.observability.metrics import Metrics
@@ -43,8 +43,6 @@ from bot.util.aio import race
 
 T = TypeVar("T")
 
-# Characters; a longer prompt is counted in a thread, because a megabyte takes seconds.
-_LONG_PROMPT = 16_000
 # Seconds between comments while a stream has nothing to say: proxies cut silent connections after 60 s.
 _PING_SECONDS = 10.0
 # Seconds until the first one, which brings the headers: a refusal comes at once, and has a status of its own.
@@ -117,16 +115,16 @@ class Backend:
             ApiError: Paused, too much, or the prompt is beyond the context.
         """
         self.admit(client, name or self.engine.info.model)
-        is_long = sum(len(message.content) for message in messages) > _LONG_PROMPT
-        if is_long:  # its tokens are counted for seconds, even if it is refused then
+        counts_in_thread = is_long(messages)
+        if counts_in_thread:  # its tokens are counted for seconds, even if it is refused then
             self.count(client)
         if name is None:
-            tokens = await self._tokens(messages, is_long=is_long)
+            tokens = await self._tokens(messages, in_thread=counts_in_thread)
             if max_length is not None:
                 params = replace(params, max_tokens=self._room(tokens, max_length))
             elif tokens >= self.context_length:
                 raise of_engine(PromptTooLong(tokens, self.context_length))
-        if not is_long:
+        if not counts_in_thread:
             self.count(client)
         user, models = client.user, client.models
         return ChatRequest(messages, params, channel=user, user=user, model=name, is_whole=True, models=models)
@@ -227,8 +225,8 @@ class Backend:
         """Split a text, without stopping the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.engine.tokenize, text)
 
-    async def _tokens(self, messages: tuple[ChatMessage, ...], *, is_long: bool) -> int:
-        if not is_long:
+    async def _tokens(self, messages: tuple[ChatMessage, ...], *, in_thread: bool) -> int:
+        if not in_thread:
             return self.engine.count_tokens(messages)
         count = self.engine.count_tokens
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, count, messages)

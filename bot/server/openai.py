@@ -31,7 +31,7 @@ from bot.domain import (
 from bot.server.content import read_content
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
-from bot.server.requests import boolean, integer, number, text
+from bot.server.requests import MOST_MESSAGES, boolean, integer, number, text
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LONGEST_STOP = 4
@@ -234,6 +234,8 @@ def _messages(body: Mapping[str, Any], *, reads_names: bool, most_pictures: int)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages is missing or empty", "messages")
+    if len(messages) > MOST_MESSAGES:
+        raise bad_request(f"messages has {len(messages)}; the limit is {MOST_MESSAGES}", "messages")
     read = tuple(
         _message(message, f"messages[{index}]", reads_names=reads_names, most_pictures=most_pictures)
         for index, message in enumerate(messages)

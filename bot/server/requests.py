@@ -12,6 +12,8 @@ from bot.server.errors import ApiError, bad_request
 
 # Bytes of a body.
 LONGEST_BODY = 2**20
+# Messages of a conversation, as at Azure's OpenAI: the event loop reads them, and short ones fill a body with 240,000.
+MOST_MESSAGES = 2048
 
 # JSON can write half a character, which is in no text: each becomes "?".
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -102,8 +104,12 @@ def history(body: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     if not isinstance(turns, list):
         raise bad_request("history is not a list of [question, answer]", "history")
-    if len(turns) == 1 and isinstance(turns[0], list) and len(turns[0]) > 2 and len(turns[0]) % 2 == 0:
-        flat = turns[0]
+    flat = turns[0] if len(turns) == 1 and isinstance(turns[0], list) else []
+    is_flat = len(flat) > 2 and len(flat) % 2 == 0
+    messages = len(flat) if is_flat else 2 * len(turns)
+    if messages > MOST_MESSAGES:
+        raise bad_request(f"history has {messages // 2} turns; the limit is {MOST_MESSAGES // 2}", "history")
+    if is_flat:
         turns = [flat[start : start + 2] for start in range(0, len(flat), 2)]
     for turn in turns:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(each, str) for each in turn):

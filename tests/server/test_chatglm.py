@@ -89,6 +89,8 @@ async def test_zero_tokens_are_the_default_of_the_first_api_only(http: aiohttp.C
         ({"prompt": "a", "history": 0}, "history"),
         ({"prompt": "a", "history": [["one element"]]}, "history"),
         ({"prompt": "a", "history": [["b", 1]]}, "history"),
+        ({"prompt": "a", "history": [["", ""]] * 1025}, "the limit is 1024"),
+        ({"prompt": "a", "history": [[""] * 2050]}, "the limit is 1024"),
         ({"prompt": "a", "temperature": "warm"}, "temperature"),
         ({"prompt": "a", "temperature": 2.5}, "temperature"),
         ({"prompt": "a", "top_p": True}, "top_p"),

@@ -172,6 +172,7 @@ async def test_an_answer_that_is_cut_says_so(client: openai.AsyncOpenAI, engine:
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": ["a"]}, "messages"),
+        ({"messages": [{"role": "user", "content": ""}] * 2049}, "messages"),
         ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": -1}, "top_p"),

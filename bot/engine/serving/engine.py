@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVarTuple
 
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, EngineLoad, Finished, Queued, Tokens
-from bot.engine.base import Progress, silent
+from bot.engine.base import Progress, is_long, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
 from bot.engine.serving.collector import OutputCollector, OutputItem
 from bot.engine.serving.queue import Throughput
@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 MEMORY_CHECK_SECONDS = 1.0
 
 Ts = TypeVarTuple("Ts")
-
-# Characters; the tokens of a longer prompt are counted in a thread.
-_LONG_PROMPT = 16_000
 
 NOT_ENTERED = "the engine is not running: enter it with `async with` first"
 
@@ -166,7 +163,7 @@ class ServingEngine:
     async def _prompt(self, messages: Many[ChatMessage]) -> tuple[int, ...]:
         """Return the ids of a prompt; those of a long one, which may be beyond the context, take seconds."""
         tokenizer, _ = self._entered()
-        if sum(len(message.content) for message in messages) <= _LONG_PROMPT:
+        if not is_long(messages):
             return tuple(tokenizer.prompt(messages))
         return tuple(await asyncio.to_thread(tokenizer.prompt, messages))
 
