@@ -4,7 +4,7 @@ import asyncio
 import random
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import chain
@@ -28,6 +28,9 @@ _LIMIT, _SHARE = 4_096, 8
 # Seconds that each may take from its start to its last response, less up to this part: those of clients that came
 # together end at different times.
 _SECONDS, _SPREAD = 15.0, 0.3
+# The part of these after which a response is the last one of its connection: the rest is for that one.
+_LAST_RESPONSE = 0.3
+_CLOSE = (b"connection", b"close")
 
 # A body takes this many seconds at most for so many bytes, and in all once its response is complete: 1 KiB/s.
 _BODY_SECONDS, _BODY_BYTES = 16.0, 2**14
@@ -133,6 +136,11 @@ class HttpProtocol(H11Protocol):
         self._body_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._received = 0
+        self._is_old = False
+
+    def retire(self) -> None:
+        """Make the response of the next request the last one: the client opens another connection for the one after it."""
+        self._is_old = True
 
     @property
     def is_busy(self) -> bool:
@@ -148,6 +156,8 @@ class HttpProtocol(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         self._watch_body()
+        if self._is_old and self.cycle is not None and _CLOSE not in self.cycle.default_headers:
+            self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -214,7 +224,7 @@ class BoundedConnections:
             if connection.is_silent:
                 connection.abort()
 
-    def opened(self, connection: "_Connection") -> asyncio.TimerHandle:
+    def opened(self, connection: "_Connection") -> Sequence[asyncio.TimerHandle]:
         self._waiting[connection] = None
         if len(self._waiting) + len(self._serving) > self._limit:
             waiting = (each for each in self._waiting if each is not connection)
@@ -222,7 +232,8 @@ class BoundedConnections:
             next(chain(waiting, idle), connection).abort()
             self._log()
         seconds = self._seconds * random.uniform(1 - _SPREAD, 1)
-        return asyncio.get_running_loop().call_later(seconds, connection.abort)
+        call_later = asyncio.get_running_loop().call_later
+        return call_later(_LAST_RESPONSE * seconds, connection.retire), call_later(seconds, connection.abort)
 
     def has_sent_headers(self, connection: "_Connection") -> None:
         if self._waiting.pop(connection, connection) is None:
@@ -250,7 +261,7 @@ class _Connection(asyncio.Protocol):
         self._all = all_connections
         self._inner: asyncio.Protocol | None = None
         self._transport: asyncio.BaseTransport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: Sequence[asyncio.TimerHandle] = ()
         self._tail: bytes | None = b""  # None once the first headers are complete
 
     @property
@@ -262,6 +273,10 @@ class _Connection(asyncio.Protocol):
         """Return whether its request is complete and its response is not; unknown of other protocols, which are fast."""
         return isinstance(self._inner, HttpProtocol) and self._inner.is_busy
 
+    def retire(self) -> None:
+        if isinstance(self._inner, HttpProtocol):
+            self._inner.retire()
+
     def abort(self) -> None:
         self._all.closed(self)
         if isinstance(self._transport, asyncio.Transport):
@@ -269,11 +284,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._timer = self._all.opened(self)
+        self._timers = self._all.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self._all.closed(self)
         if self._inner is not None:
             self._inner.connection_lost(exc)

@@ -217,3 +217,20 @@ async def test_a_response_that_is_not_read_ends(clients: Clients, monkeypatch: p
         await clients.connect(port, REQUEST)
         async with asyncio.timeout(20):
             await ended.wait()
+
+
+async def test_a_client_that_asks_again_and_again_loses_no_answer_to_the_age_of_its_connection(
+    clients: Clients,
+) -> None:
+    async def answer(request: Request) -> Response:
+        await asyncio.sleep(0.5)
+        return PlainTextResponse("hello")
+
+    async with serve_app(Starlette(routes=[Route("/", answer)]), "test", "127.0.0.1", 0, seconds=4.0) as port:
+        reader, writer = await clients.connect(port)
+        headers = b""
+        while b"connection: close" not in headers:
+            writer.write(REQUEST)
+            headers = await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(5) == b"hello"
+        assert await reader.read() == b""
