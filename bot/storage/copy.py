@@ -25,9 +25,11 @@ from bot.storage.schema import (
     further_messages,
     key_deletions,
     metadata,
+    settings,
     text_keys,
 )
-from bot.storage.vault import KeyChanges, Vault
+from bot.storage.settings import without_texts
+from bot.storage.vault import AnyRow, KeyChanges, Vault
 
 # Keys and what belongs to them are of one database.
 _TABLES = [each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)]
@@ -103,20 +105,27 @@ def _batches(connection: Connection, table: Table, vault: Vault, name: str) -> I
     with map_errors(name):
         for rows in connection.execute(query).partitions():
             decrypted = zip(rows, vault.decrypt(connection, table, rows), strict=True)
-            yield [_comparable(table, dict(row._mapping), texts) for row, texts in decrypted]
+            yield [_comparable(table, row, texts) for row, texts in decrypted]
 
 
-def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
+def _comparable(table: Table, row: AnyRow, texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
     if isinstance(texts, DamagedRow):
-        if table is further_messages:
-            return _comparable(
-                table, row, {**row, "author_id": "", "author_name": "", "text": "", "files": None, "pictures": None}
-            )
-        assert table is exchanges, "another table with texts"
-        texts = row | BLANK | UNANSWERED | {"author_name": "", "author_roles": "", "text": "", "status": Status.FAILED}
+        texts = _without_texts(table, row)
     for column, person in pseudonyms(table).items():
         texts[person] = texts[column] or None if texts[person] is None else texts[person]
     return {name: value for name, value in texts.items() if name not in key_columns(table) | pseudonyms(table)}
+
+
+def _without_texts(table: Table, row: AnyRow) -> dict[str, Any]:
+    """Return a row that cannot be decrypted: an exchange has failed then, a setting has lost its author."""
+    if table is settings:
+        return without_texts(row)
+    if table is further_messages:
+        nothing = {"author_id": "", "author_name": "", "text": "", "files": None, "pictures": None}
+        return row._asdict() | nothing
+    assert table is exchanges, "another table with texts"
+    nothing = {"author_name": "", "author_roles": "", "text": "", "status": Status.FAILED}
+    return row._asdict() | BLANK | UNANSWERED | nothing
 
 
 def _encrypted(table: Table, row: dict[str, Any], vault: Vault, changes: KeyChanges) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def export_channel(url: str, name: str, master: MasterKeys = NO_MASTER_KEY) -> I
             yield comma + _json(_to_json(exchange))
             comma = ",\n"
         rows = connection.execute(_set_at(name)).all()
-        changes = to_changes(vault.decrypt(connection, settings, rows))
+        changes = to_changes(rows, vault.decrypt(connection, settings, rows))
         yield '\n], "settings": ['
         yield ",\n".join(_json(_change_to_json(change)) for change in changes)
         yield "]}\n"

@@ -444,7 +444,8 @@ class OpenStore:
     async def _changes(self, query: Select[Any]) -> list[SettingChange]:
         async with self._transactions.reading() as tx:
             rows = (await tx.execute(query)).all()
-            return list(to_changes(await tx.run_sync(partial(self._vault.decrypt, table=settings, rows=rows))))
+            decrypted = await tx.run_sync(partial(self._vault.decrypt, table=settings, rows=rows))
+        return list(to_changes(rows, decrypted))
 
     async def _find(self, *conditions: ColumnElement[bool]) -> Exchange | None:
         return next(iter(await self._select(select(*EXCHANGE).where(*conditions).limit(1))), None)

@@ -7,9 +7,9 @@ from typing import Any, get_args
 from sqlalchemy import Select, Update, and_, delete, exists, func, insert, literal, or_, select, update
 
 from bot.domain import Author, ChannelKey, Scope, ScopeLevel, SettingChange
-from bot.storage.encryption import DamagedRow
+from bot.storage.encryption import DamagedRow, KeyMissing
 from bot.storage.schema import IS_RESTORED, SafeText, settings
-from bot.storage.vault import WriteTransaction
+from bot.storage.vault import AnyRow, WriteTransaction
 
 _LEVELS = get_args(ScopeLevel)
 _BLANK = {"author": "", "author_id": None, "author_name": b""}
@@ -100,9 +100,18 @@ def rename_places(channel: ChannelKey, to: str) -> Update:
     return update(settings).where(here).values(place=moved)
 
 
-def to_changes(rows: Iterable[dict[str, Any] | DamagedRow]) -> Iterator[SettingChange]:
-    """Convert decrypted rows; skip those that no version of this program wrote."""
-    for row in rows:
+def without_texts(row: AnyRow) -> dict[str, Any]:
+    """Return a row as it is once its author is forgotten, decrypted."""
+    return {**row._asdict(), **_BLANK, "author_name": "", "text": None, "text_author": None}
+
+
+def to_changes(rows: Iterable[AnyRow], decrypted: Iterable[dict[str, Any] | DamagedRow]) -> Iterator[SettingChange]:
+    """Convert rows; skip those that no version of this program wrote.
+
+    A row whose key is deleted is one of a restored database, whose author was forgotten since: the choice stays.
+    """
+    for stored, texts in zip(rows, decrypted, strict=True):
+        row = without_texts(stored) if isinstance(texts, KeyMissing) else texts
         if isinstance(row, dict) and row["level"] in _LEVELS and row["set_at"] is not None:
             author = Author(row["author_platform"], row["author_id"] or "", row["author_name"])
             scope = Scope(row["level"], row["place"])

@@ -11,11 +11,24 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Exchange, FurtherKind, FurtherMessage, Kind, Upkeep, Vote
+from bot.domain import (
+    Answer,
+    Author,
+    Exchange,
+    FurtherKind,
+    FurtherMessage,
+    Kind,
+    Scope,
+    SettingChange,
+    Upkeep,
+    Vote,
+)
 from bot.storage.backup import back_up
+from bot.storage.copy import copy_database
 from bot.storage.key_file import path_beside
 from bot.storage.master_key import MasterKeys
 from bot.storage.sql import SqlStore
+from tests.harness.fakes.clock import JumpingClock
 from tests.storage import BEN, MEI, NOON, ROOM, message, temporary_store, url_of
 from tests.storage.kill_at import kills_of
 
@@ -120,6 +133,26 @@ async def test_a_restored_database_forgets_what_may_have_been_taken_back(tmp_pat
             assert await read(store, await ask(store, 10 + number), now + timedelta(days=1)) == ["tea at five?"]
 
 
+async def test_a_setting_of_a_person_who_was_forgotten_since_is_in_force_in_a_restored_database(tmp_path: Path) -> None:
+    place, text_place, nobody = Scope("channel", "slack:C1"), Scope("channel", "slack:C2"), Author("slack", "", "")
+    chosen = SettingChange(place, "persona", "pirate", None, MEI, NOON)
+    written = replace(chosen, scope=text_place, value=None, text="a text of hers")
+    async with temporary_store(tmp_path) as store:
+        await store.record_setting(chosen)
+        await store.record_setting(written)
+    restored = (tmp_path / "bot.db").read_bytes()
+    async with temporary_store(tmp_path) as store:
+        await store.forget(MEI)
+        forgotten = await store.settings()
+    (tmp_path / "bot.db").write_bytes(restored)
+    copy_database(url_of(tmp_path / "bot.db"), url_of(tmp_path / "copy.db"))
+    for name in ("bot.db", "copy.db"):
+        async with SqlStore(url_of(tmp_path / name), JumpingClock()) as store:
+            await comparison(store)
+            assert await store.settings() == forgotten
+            assert forgotten == [replace(chosen, author=nobody), replace(written, author=nobody, text=None)]
+
+
 async def test_deletions_after_a_restore_do_not_hide_that_keys_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +220,7 @@ async def test_a_backup_or_another_master_key_needs_no_comparison(tmp_path: Path
 _KILLED = """
 import asyncio, sys
 from pathlib import Path
+from tests.harness.fakes.clock import JumpingClock
 from tests.storage import BEN, MEI, NOON, ROOM, temporary_store
 from tests.storage.kill_at import kill_at, kill_in_turn
 
@@ -235,6 +269,7 @@ _KILLED_WHILE_COMPARING = """
 import asyncio, sys
 from pathlib import Path
 from bot.storage.lost_keys import LostKeys
+from tests.harness.fakes.clock import JumpingClock
 from tests.storage import BEN, MEI, NOON, ROOM, temporary_store
 from tests.storage.kill_at import kill_at, kill_in_turn
 
