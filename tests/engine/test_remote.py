@@ -1,6 +1,7 @@
 """The remote backend against a model server that fails in every way it may."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -339,3 +340,20 @@ def test_mistakes_in_the_settings_are_one_sentence(tmp_path: Any) -> None:
         section = EngineSection(backend="remote", urls=(url,), ca_file=str(tmp_path / file))
         with pytest.raises(EngineUnavailable, match=file):
             open_engine(section)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (("hi \ud83d", "\udc4b!"), "hi 👋!"),
+        (("a\udc4b", "b\ud83d", "c"), "a\ufffdb\ufffdc"),
+        (("cut \ud83d",), "cut \ufffd"),
+    ],
+)
+async def test_half_a_character_is_joined_with_its_other_half_or_replaced(
+    server: ModelServer, pieces: tuple[str, ...], text: str
+) -> None:
+    written = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]  # in ASCII
+    server.then(send(*(f"data: {piece}\n\n".encode() for piece in written), END, DONE))
+    async with remote(server) as engine:
+        assert await text_of(engine) == text

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -46,6 +46,7 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[CompletionChun
         ServerFailed: An error inside the stream, or no stream of a chat completion.
         httpx.HTTPError: The connection broke.
     """
+    texts, reasonings = _WholeCharacters(), _WholeCharacters()
     assert isinstance(response.stream, httpx.AsyncByteStream), "an answer of an asynchronous client"
     response.stream = _Bounded(response.stream)
     try:
@@ -53,9 +54,33 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[CompletionChun
             if event.data == "[DONE]":
                 return
             if event.data:
-                yield _parse(event.data)
+                chunk = _parse(event.data)
+                is_last = chunk.reason is not None
+                text, reasoning = (
+                    texts.feed(chunk.text, is_last=is_last),
+                    reasonings.feed(chunk.reasoning, is_last=is_last),
+                )
+                yield replace(chunk, text=text, reasoning=reasoning)
     except SSEError as error:
         raise ServerFailed("it answers with no event stream") from error
+
+
+class _WholeCharacters:
+    r"""Joins the halves of a character, which JSON can write in two events; a half without the other becomes U+FFFD.
+
+    >>> whole = _WholeCharacters()
+    >>> [whole.feed(text) for text in ("a\ud83d", "\udc4b\udc4b", "b")]
+    ['a', '\U0001f44b\ufffd', 'b']
+    """
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def feed(self, text: str, *, is_last: bool = False) -> str:
+        text = self._half + text
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" and not is_last else ""
+        text = text.removesuffix(self._half)
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class WholeText:
