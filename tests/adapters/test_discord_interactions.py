@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from bot.adapters.discord.ask import ABOUT, ASK
+from bot.chat.command_table import COMMANDS, CommandContext
 from bot.chat.commands import menu
 from bot.chat.i18n import translator
 from bot.config.schema import AccessSection
@@ -18,6 +20,7 @@ from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.platform import Fault
 from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_users import Guest
 from tests.harness.servers.discord_world import EPHEMERAL
 
 
@@ -47,6 +50,38 @@ async def test_the_status_is_visible_only_to_its_user(bot: DiscordBot) -> None:
     await bot.platform.command("status")
     await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
     assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
+@pytest.mark.parametrize("guest", [None, "server", "chat"])
+async def test_a_private_answer_in_several_messages_is_visible_only_to_its_user(
+    bot: DiscordBot, monkeypatch: pytest.MonkeyPatch, guest: Guest | None
+) -> None:
+    async def run(context: CommandContext) -> str:
+        return "word " * 900
+
+    monkeypatch.setitem(COMMANDS, "usage", replace(COMMANDS["usage"], run=run))
+    place = "general" if guest is None else "elsewhere"
+    await bot.platform.command("usage show", channel=place, guest=guest)
+    await bot.platform.until(lambda: " ".join(bot.shown(place)).split() == ["word"] * 900)
+    shown = bot.platform.seen(place)
+    assert len(shown) == 3
+    assert all(bot.platform.messages[int(each.id)]["flags"] & EPHEMERAL for each in shown)
+
+
+async def test_a_private_answer_whose_token_expires_ends_in_the_message_that_it_has(
+    bot: DiscordBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(context: CommandContext) -> str:
+        return "word " * 900
+
+    def script(number: int, name: str) -> None:
+        if name == "send":
+            bot.platform.seconds_passed = 901.0
+
+    monkeypatch.setitem(COMMANDS, "usage", replace(COMMANDS["usage"], run=run))
+    bot.platform.script = script
+    await bot.platform.command("usage show")
+    await bot.platform.until(lambda: "ask me in a direct message" in "".join(bot.shown()))
 
 
 async def test_the_retry_command_edits_the_reply(bot: DiscordBot) -> None:

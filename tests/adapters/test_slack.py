@@ -1,10 +1,13 @@
 """Slack: which messages are answered, commands, buttons, edits, deletions."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bot.adapters.slack.messenger import SlackMessenger
+from bot.chat.command_table import COMMANDS, CommandContext
 from bot.config.schema import AccessSection
 from bot.domain import Action, Status
 from tests.harness.harness import Harness, make_harness
@@ -168,6 +171,25 @@ async def test_a_slash_command_gets_an_ephemeral_reply(harness: Harness, server:
         await server.command("clear")
         await answered(server, "ok", "Deleted: everything said here (1).")
     assert server.workspace.messages[server.seen()[-1].id].for_user == server.workspace.user("Mei")
+
+
+@pytest.mark.parametrize("is_url_taken", [True, False])
+async def test_a_long_reply_to_a_slash_command_is_ephemeral_to_its_end(
+    harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch, is_url_taken: bool
+) -> None:
+    async def run(context: CommandContext) -> str:
+        return "word " * 5000
+
+    monkeypatch.setitem(COMMANDS, "usage", replace(COMMANDS["usage"], run=run))
+    if not is_url_taken:
+        monkeypatch.setattr(SlackMessenger, "expect_slash", lambda self, message_id, response_url: None)
+    async with running(harness, server):
+        await server.command("usage")
+        await server.until(lambda: " ".join(bots(server.seen())).split() == ["word"] * 5000)
+    shown = [server.workspace.messages[each.id] for each in server.seen()]
+    assert len(shown) == 3
+    assert {each.for_user for each in shown} == {server.workspace.user("Mei")}
+    assert ("chat.postEphemeral" in server.calls) != is_url_taken
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ from typing import Any
 import discord
 
 from bot.chat.command_table import Command, Option, Subcommand
+from bot.chat.commands import called_by
 from bot.chat.i18n import translator
+from bot.domain import IncomingMessage
 
 _SUBCOMMAND = discord.AppCommandOptionType.subcommand.value
 _STRING = discord.AppCommandOptionType.string.value
 _GROUPS = (_SUBCOMMAND, discord.AppCommandOptionType.subcommand_group.value)
+# Commands that affect the whole channel are answered in public, the others only to their user.
+_PUBLIC = frozenset({"clear", "persona", "model"})
 
 
 def command_payload(command: Command) -> dict[str, Any]:
@@ -38,6 +42,12 @@ def command_text(data: Mapping[str, Any]) -> str:
     '/persona use pirate'
     """
     return " ".join(["/" + str(data.get("name")), *_words(data.get("options"))])
+
+
+def is_private(use: IncomingMessage) -> bool:
+    """Return whether only its user sees the reply to the use of a slash command; False for a question."""
+    called = called_by(use)
+    return called is not None and called[0].name not in _PUBLIC
 
 
 def _words(options: object) -> Iterator[str]:

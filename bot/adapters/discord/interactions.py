@@ -18,6 +18,7 @@ from bot.adapters.discord.ask import (
     target_of,
     target_of_modal,
 )
+from bot.adapters.discord.commands import is_private
 from bot.adapters.discord.deadlines import Deadlines
 from bot.adapters.discord.forms import DiscordForms, is_of_form
 from bot.adapters.discord.guests import InteractionToken, is_guest, token_of
@@ -43,8 +44,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _RESPONSE_SECONDS = 3.0
 # Seconds of these in which a question waits for what came before it.
 _TURN_SECONDS = 1.0
-# Commands that affect the whole channel are answered in public, the others only to their user.
-_PUBLIC = frozenset({"clear", "persona", "model"})
 _ACTIONS = {action.value: action for action in Action}
 # Choices that Discord shows for an option.
 _MOST_CHOICES = 25
@@ -93,7 +92,7 @@ class DiscordInteractions:
         name, action = str(data.get("name")), _ACTIONS.get(str(data.get("custom_id")))
         is_command = interaction.type is discord.InteractionType.application_command
         if is_command and name in _COMMANDS:
-            await self._in_turn(use, partial(self._run_command, use, name))
+            await self._in_turn(use, partial(self._run_command, use))
         elif is_command and name == ASK:
             await self._soon(use, partial(self._ask, use))
         elif is_command and name == ABOUT:
@@ -144,7 +143,7 @@ class DiscordInteractions:
             is_lost = _is_by_guest(use)
             log.warning("question not stored" if is_lost else "question not stored yet", error=str(error))
 
-    async def _run_command(self, use: Use, name: str) -> None:
+    async def _run_command(self, use: Use) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)
         message = parse_command(interaction, channel) if channel else None
         if message is not None and (form := await self._inbox.open_form(message)) is not None:
@@ -156,9 +155,11 @@ class DiscordInteractions:
             return
         is_answered = True
         if exchange.message.id == message.id:
-            await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True))
+            is_for_user = is_private(message)
+            await self._respond(interaction.response.defer(ephemeral=is_for_user, thinking=True))
             # Also without a confirmation: if Discord does not know the response, the messenger sends a message.
-            self._messenger.responses.know(message.id, InteractionToken(interaction.token, message.id))
+            token = InteractionToken(interaction.token, message.id)
+            self._messenger.responses.know(message.id, token, is_private=is_for_user)
         elif is_guest(exchange.message.channel):  # a retry, answered in the response to it
             embed = _question_embed(exchange.message)
             shown = await self._respond(interaction.response.send_message(PLACEHOLDER, embed=embed))

@@ -11,6 +11,7 @@ import structlog
 from discord.http import handle_message_parameters
 
 from bot.adapters.discord.ask import opening_message, shown_question
+from bot.adapters.discord.commands import is_private
 from bot.adapters.discord.errors import (
     ReferenceRefused,
     ThreadArchived,
@@ -70,7 +71,7 @@ class DiscordMessenger:
     def know(self, question: IncomingMessage, parts: Sequence[str] = ()) -> None:
         """Take note of a question that may be no message: how its reply is shown is stored with it."""
         if (token := token_of(question)) is not None:
-            self.responses.know(question.id, token, parts)
+            self.responses.know(question.id, token, parts, is_private=is_private(question))
         elif (shown := opening_message(question)) is not None:
             self.question_shown(question.id, shown)
         elif question.reply_address == SHOWN and question.id not in self._shown:
@@ -108,6 +109,8 @@ class DiscordMessenger:
             except MessageGone as gone:
                 log.info("a command is answered with a message", error=str(gone))
                 self.responses.forget(reply_to)
+        if continues is not None and self.responses.is_private(continues):
+            return await self.responses.go_on(continues, text, controls)
         if reply_to is not None and (question := self._asked.get(reply_to)) is not None:
             reply_to = await self.message_of(question)
         reply_to = self._shown.get(reply_to or "", reply_to)

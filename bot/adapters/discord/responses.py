@@ -15,7 +15,7 @@ from bot.adapters.discord.http import ALLOWED_MENTIONS
 from bot.adapters.discord.messages import buttons, check_message
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Controls
-from bot.errors import ChannelGone, MessageGone
+from bot.errors import ChannelGone, MessageGone, ReplyFull
 from bot.util.recent import RecentDict
 
 # The API's name of the response to an interaction, whose id is unknown until it is shown.
@@ -44,10 +44,18 @@ class Responses:
         self._calling: Callable[[], Any] = calling
         self._tokens: RecentDict[str, InteractionToken] = RecentDict()  # the newest, by question
         self._shown: RecentDict[str, _Shown] = RecentDict()  # by message
+        self._private: RecentDict[str, None] = RecentDict()  # questions whose replies one person sees
 
-    def know(self, question: str, token: InteractionToken, messages: Sequence[str] = ()) -> None:
-        """Show the reply to a question with this token; `messages` are those that it has already."""
+    def know(
+        self, question: str, token: InteractionToken, messages: Sequence[str] = (), *, is_private: bool = False
+    ) -> None:
+        """Show the reply to a question with this token; `messages` are those that it has already.
+
+        The response to a command may be private: then its further messages have to be so too.
+        """
         self._tokens[question] = token
+        if is_private:
+            self._private[question] = None
         response = token.pressed or next(iter(messages), "")
         for message in messages:
             if message == token.pressed or message not in self._shown:
@@ -61,6 +69,11 @@ class Responses:
 
     def has_message(self, message: str) -> bool:
         return message in self._shown
+
+    def is_private(self, message: str) -> bool:
+        """Return whether a message belongs to a reply that one person sees."""
+        shown = self._shown.get(message)
+        return shown is not None and shown.question in self._private
 
     async def show(self, question: str, text: Rendered, controls: Controls) -> str:
         """Show a text as the response to a question, and return the id of its message.
@@ -79,6 +92,18 @@ class Responses:
         """
         if await self._edit(self._shown[message], text, controls) != message:
             raise MessageGone("the response to the interaction is another message")
+
+    async def go_on(self, message: str, text: Rendered, controls: Controls) -> str:
+        """Send a further message of the reply that begins with this message.
+
+        Raises:
+            ReplyFull: Discord takes the token no more.
+        """
+        begun = self._shown[message]
+        try:
+            return await self._follow_up(begun.question, begun.token, text, controls)
+        except TokenExpired as expired:
+            raise ReplyFull(str(expired)) from expired
 
     async def send_as_guest(
         self, text: Rendered, controls: Controls, *, reply_to: str | None, continues: str | None
@@ -156,8 +181,10 @@ class Responses:
         return id
 
     async def _follow_up(self, question: str, token: InteractionToken, text: Rendered, controls: Controls) -> str:
+        # The response itself was made private when the command was acknowledged.
+        flags = discord.MessageFlags(ephemeral=True) if question in self._private else discord.utils.MISSING
         async with self._calling() as client:
-            with _message(text, controls) as params:
+            with _message(text, controls, flags) as params:
                 answer = await async_context.get().execute_webhook(
                     client.application_id,
                     token.token,
@@ -171,8 +198,10 @@ class Responses:
         return id
 
 
-def _message(text: Rendered, controls: Controls) -> Any:
-    return handle_message_parameters(content=text.text, view=buttons(controls), allowed_mentions=ALLOWED_MENTIONS)
+def _message(text: Rendered, controls: Controls, flags: discord.MessageFlags = discord.utils.MISSING) -> Any:
+    return handle_message_parameters(
+        content=text.text, view=buttons(controls), allowed_mentions=ALLOWED_MENTIONS, flags=flags
+    )
 
 
 def _name(shown: _Shown) -> Any:

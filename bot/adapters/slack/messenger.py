@@ -56,8 +56,8 @@ class SlackMessenger:
     Slack does not deduplicate sends, so each message has its nonce in its metadata; one
     that may have been sent is looked for in the conversation first.
 
-    A reply to a slash command is ephemeral and cannot be edited: `send` only returns an
-    id, and the first `edit` shows it.
+    A reply to a slash command is ephemeral and cannot be edited, nor are its further messages: `send` only
+    returns an id, and the first `edit` shows it.
 
     With `streams`, a message that can be stopped is a stream where Slack allows it.  A stream that
     does not grow as expected is ended, and its text set with an edit.
@@ -92,6 +92,8 @@ class SlackMessenger:
     ) -> str:
         if reply_to is not None and is_slash(reply_to):
             return reply_to
+        if continues is not None and is_slash(continues):
+            return f"{continues}/{nonce}"
         thread = thread_of(channel, reply_to)
         metadata = reply_metadata(nonce, answers=reply_to, continues=continues)
 
@@ -178,16 +180,16 @@ class SlackMessenger:
         await self.send_ephemeral(message.channel, message.author.id, Rendered(escaped(text)))
 
     async def _answer_slash(self, channel: ChannelKey, message_id: str, text: Rendered) -> None:
-        url = self._response_urls.get(message_id, "")
+        _, user, trigger, *_ = message_id.split("/")
+        url = self._response_urls.get(f"/{user}/{trigger}", "")
         answer = {"response_type": "ephemeral", **_content(text, frozenset())}
         if not (url and await self._web.respond(url, answer)):
             # The command is from before a restart, or its URL has expired.
-            await self.send_ephemeral(channel, message_id.split("/")[1], text)
-        self._response_urls.pop(message_id, None)
+            await self.send_ephemeral(channel, user, text)
 
 
 def is_slash(message_id: str) -> bool:
-    """Return whether this is the id of a slash command, whose reply is ephemeral."""
+    """Return whether this is the id of a slash command, whose reply is ephemeral, or of a message of that reply."""
     return message_id.startswith("/")
 
 
