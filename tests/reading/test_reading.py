@@ -29,6 +29,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "UTF-8 without its last byte": ("今天的天气很好".encode()[:-1], "今天的天气很\ufffd"),
     "GB 18030 with a wrong byte": ("今天的天气很好。".encode("gb18030") + b"\xff\xff", "今天的天气很好。\ufffd\ufffd"),
     "Windows-1252": ("déjà vu".encode("cp1252"), "déjà vu"),
+    "a table whose first column is called PK": (b"PK,name\n1,Mei\n", "PK,name\n1,Mei"),
     "Word": (makers.document("你好 & bye", "second", body=_TABLE), "你好 & bye\nsecond\na \tb \t\nbox"),
     "Excel": (
         makers.workbook({"one": _ROWS, "二": _ROWS.partition("\n")[0]}, ["", "shared"], _DATES),
@@ -41,6 +42,8 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "empty"),
     "a picture": (drawn("PNG"), "picture"),
     "another archive": (makers.archive({"a.txt": "a"}), "kind"),
+    "an empty archive": (makers.archive({}), "kind"),
+    "a torn archive": (makers.archive({"a.txt": "a"})[:20], "damaged"),
     "an encrypted Word file": (
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le"),
         "locked",

@@ -16,6 +16,8 @@ from bot.chat.reading.sandbox import SECONDS, limit_resources, refuse_system_cal
 from bot.chat.reading.text import Full, Text
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+# Two letters alone begin texts too: a table whose first column is a primary key.
+_ARCHIVE = (b"PK\3\4", b"PK\5\6", b"PK\7\10")
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 # Before the end of the CPU time, so that what was read so far can be told.
@@ -85,7 +87,7 @@ def _reader(data: bytes) -> Callable[[bytes, Text], None]:
         from bot.chat.reading.pages import read_pages
 
         return read_pages
-    if data.startswith(b"PK"):
+    if data.startswith(_ARCHIVE):
         from bot.chat.reading.office import read_office
 
         return read_office
