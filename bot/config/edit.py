@@ -18,11 +18,10 @@ from bot.config.changes import ValueChange, changes_between
 from bot.config.reload import ConfigWatcher, revision_of
 from bot.config.report import as_toml
 from bot.config.schema import AdapterSection, Config, EngineSection, Key, known_settings
-from bot.config.secrets import is_secret_name
 from bot.config.section import split_list
 from bot.config.setup import described, fill_in
 from bot.config.sources import LARGEST_FILE, LoadedConfig
-from bot.config.toml import TomlError, find_lines, parse_toml
+from bot.config.toml import TomlError, find_lines, names_secret, parse_toml
 from bot.errors import ConfigError
 from bot.util.files import read_regular, replace_file
 
@@ -31,7 +30,7 @@ CheckModel = Callable[[str, EngineSection], Awaitable[None]]
 
 _BOM = b"\xef\xbb\xbf"
 # A setting of this form, also in a comment: the parser of TOML does not see those.
-_WRITTEN = re.compile(r"""[\s#]*["']?([\w.-]+)["']?\s*=\s*["']?[^\s"']""")
+_WRITTEN = re.compile(r"""(?:^[\s#]*|[{,]\s*)["']?([\w.-]+)["']?\s*=\s*["']?[^\s"']""")
 _PASSWORD_IN_URL = re.compile(r"""://[^/\s"']*:[^/\s"']+@""")
 # Shorter ones may be words.
 _SHORTEST_SECRET = 6
@@ -236,9 +235,8 @@ def secret_lines(text: str, secrets: tuple[str, ...]) -> list[int]:
 
 
 def _has_secret(line: str, secrets: list[str]) -> bool:
-    written = _WRITTEN.match(line)
     return (
-        (written is not None and is_secret_name(written[1].rpartition(".")[2]))
+        any(map(names_secret, _WRITTEN.findall(line)))
         or _PASSWORD_IN_URL.search(line) is not None
         or any(secret in line for secret in secrets)
     )

@@ -5,8 +5,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bot.config.schema import Key
-from bot.config.secrets import is_secret_name
+from bot.config.schema import Key, known_settings
+from bot.config.secrets import is_address, is_secret, is_secret_name
 from bot.util.files import nests_deeper
 
 # Levels of tables and lists; the settings need four.
@@ -16,6 +16,10 @@ _MANY_PARTS = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]
 # Characters that may be parsed in vain to find where statements end; that is quadratic, too.
 _LOST = 2_000_000
 _UNQUOTED = re.compile(r"""[ \t]*([\w.-]++)[ \t]*=[ \t]*([^"'#\[\]{}]++)(?:#.*)?""")
+# Settings of the program that are secret, whatever they are called: engine.key.
+_SECRET_SETTINGS = frozenset(
+    key[-1] for key, field in known_settings({}).items() if is_secret(field) and not is_address(field)
+)
 # Longer words may be secrets, and are not shown.
 _LONGEST_SHOWN = 16
 
@@ -43,6 +47,16 @@ def parse_toml(text: str) -> dict[str, Any]:
     if nests_deeper(tables, _DEEPEST):
         raise TomlError("lists or tables are nested too deeply")
     return tables
+
+
+def names_secret(written: str) -> bool:
+    """Return whether a setting that is written by this name, with or without its table, may hold a secret.
+
+    >>> names_secret("storage.master_key"), names_secret("key"), names_secret("model")
+    (True, True, False)
+    """
+    name = written.rpartition(".")[2]
+    return is_secret_name(name) or name in _SECRET_SETTINGS
 
 
 def find_lines(text: str) -> dict[Key, int]:
@@ -103,5 +117,5 @@ def _explain(message: str, text: str) -> str:
 def _hint(name: str, word: str) -> str:
     if word.lower() in ("true", "false"):
         return f"; write {name} = {word.lower()}"
-    is_shown = len(word) <= _LONGEST_SHOWN and word.isprintable() and not is_secret_name(name.rpartition(".")[2])
+    is_shown = len(word) <= _LONGEST_SHOWN and word.isprintable() and not names_secret(name)
     return f'; text needs quotes: {name} = "{word if is_shown else "…"}"'

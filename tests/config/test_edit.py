@@ -161,6 +161,9 @@ class TestSecrets:
             f"# it was {SECRET}\n",
             '[storage]\nurl = "postgresql://bot:pass@host/bot"\n',
             '# proxy = "http://me:pass@proxy:3128"\n',
+            '[engine]\n# key = "sk-pass"\n',
+            '# models.big = { model = "big", key = "sk-pass" }\n',
+            '[server]\nkeys = { bot = { secret = "sha256:pass" } }\n',
         ],
     )
     def test_a_file_with_a_secret_is_not_shown_and_such_a_draft_not_saved(self, tmp_path: Path, text: str) -> None:
