@@ -19,6 +19,10 @@ RETRY = b"retry: 1000\n\n"
 # The last event of a stream that ends because too many are open.
 REPLACED = b"event: replaced\ndata: {}\n\n"
 
+# Bytes that are sent at once: an event may have megabytes, which the server would copy in one step.
+_PIECE = 2**18
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 def encode(update: dict[str, Any]) -> bytes:
     r"""Return an event.
@@ -26,7 +30,9 @@ def encode(update: dict[str, Any]) -> bytes:
     >>> encode({"text": "a"})
     b'data: {"text": "a"}\n\n'
     """
-    return b"data: " + json.dumps(update, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+    # Not json.dumps: it is one call of C code, in which the event loop stands still although this runs in a thread.
+    pieces = (piece.encode("utf-8", "replace") for piece in _ENCODER.iterencode(update))
+    return b"".join((b"data: ", *pieces, b"\n\n"))
 
 
 class PageEvents(Response):
@@ -47,7 +53,9 @@ class PageEvents(Response):
                 async for data in events:
                     if not self._goes_on():
                         break
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    for begin in range(0, len(data), _PIECE):
+                        piece = data[begin : begin + _PIECE]
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         async def leave() -> None:

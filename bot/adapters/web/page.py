@@ -302,7 +302,7 @@ async def _updates(
                 log.warning("web: conversation not read, the page tries again", error=str(error))
                 return
             if update is not None:
-                yield encode(update)
+                yield update
 
 
 class _Page:
@@ -317,8 +317,8 @@ class _Page:
         self._rows: dict[str, Exchange] = {}
         self._votes: dict[int, Vote] = {}  # the user's own, by exchange
 
-    async def update(self) -> dict[str, Any] | None:
-        """Return what has changed since the last call, all of it at the first; None if that is nothing.
+    async def update(self) -> bytes | None:
+        """Return an event with what has changed since the last call, all of it at the first; None if that is nothing.
 
         Raises:
             StoreError: The database cannot be read.
@@ -326,7 +326,7 @@ class _Page:
         changed, self._stream.changed = self._stream.changed, set()
         if not self._stream.is_stale:
             rows = [self._rows[question] for question in changed if question in self._rows]
-            return {"exchanges": await self._views(rows)} if rows else None
+            return await self._event(rows, dict) if rows else None
         self._stream.is_stale = False
         channel, intake = self._stream.channel, self._chat.intake
         rows = await intake.said_in(channel, _SHOWN)
@@ -343,28 +343,32 @@ class _Page:
             or row.status is Status.OPEN
             or voted.get(row.id) != self._votes.get(row.id)
         ]
-        update = {
-            "reset": self._is_new,
-            "order": list(self._rows),
-            "exchanges": await self._views(new),
-            "chats": [{"id": each.message.channel.thread, "title": title(each)} for each in openings[: self._listed]],
-            "older": len(openings) > self._listed,
-        }
-        self._is_new = False
-        return update
+        is_new, self._is_new = self._is_new, False
+        order, listed = list(self._rows), openings[: self._listed]
+        has_older = len(openings) > len(listed)
 
-    async def _views(self, rows: list[Exchange]) -> list[dict[str, Any]]:
+        def lists() -> dict[str, Any]:
+            chats = [{"id": each.message.channel.thread, "title": title(each)} for each in listed]
+            return {"reset": is_new, "order": order, "chats": chats, "older": has_older}
+
+        return await self._event(new, lists)
+
+    async def _event(self, rows: list[Exchange], more: Callable[[], dict[str, Any]]) -> bytes:
+        """Return an event with these exchanges, and `more`."""
         find = self._chat.messenger.reply
         replies = [find(row.message.id, row.parts) if row.answer is None else {} for row in rows]
-        # Rendering a long conversation takes a while, and hostile Markdown longer.
         votes = self._votes
         translate, asks_for_votes = self._translate, self._chat.intake.settings.feedback.enabled
-        return await asyncio.to_thread(
-            lambda: [
+
+        def make() -> bytes:
+            views = [
                 exchange_view(row, reply, translate, asks_for_votes=asks_for_votes, vote=votes.get(row.id))
                 for row, reply in zip(rows, replies, strict=True)
             ]
-        )
+            return encode({"exchanges": views, **more()})
+
+        # Rendering a long conversation takes a while, and hostile Markdown longer; so does encoding megabytes.
+        return await asyncio.to_thread(make)
 
 
 def _text(body: Any, name: str) -> str:
