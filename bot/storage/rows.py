@@ -35,8 +35,8 @@ UNQUOTED: dict[str, Any] = {
     "quotation_key": None,
 }
 
-# Characters of a text; what people and models write is far shorter.
-_LONGEST = 4_000_000
+# Characters of a text.  The files of a message are ten of up to 1,000,000, a line's end is two in JSON.
+_LONGEST = 32_000_000
 
 # A cleared exchange keeps its key, its order and the ids of its parts: no text, and nothing
 # that tells its author.

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bot.chat.files import MOST_FILES
+from bot.config.schema import FilesSection
 from bot.domain import (
     Answer,
     Attachment,
@@ -872,6 +874,17 @@ async def test_new_messages_do_not_collide_with_moved_ones(store: Store) -> None
     for id in ("1", "C1/1", "C1:1"):
         assert await store.find(new, id) is None
         assert (await begun(store, replace(message(2), id=id, channel=new))).id != moved.id
+
+
+async def test_as_many_and_as_long_files_as_config_toml_allows_are_read_again(store: Store) -> None:
+    most = next(each.le for each in FilesSection.model_fields["max_chars"].metadata if hasattr(each, "le"))
+    text = "line\n" * (most // 5)
+    own = [Attachment(f"{number}.txt", text=text) for number in range(MOST_FILES - 1)]
+    quoted = Attachment("quoted.txt", text=text, is_quoted=True)
+    asked = await begun(store, replace(message(1), quoted="this", quoted_id="0", files=(*own, quoted)))
+    assert await store.record_files(asked, [*own, quoted])
+    now = (await found(store, asked)).message
+    assert (now.files, now.quoted) == (tuple(own), f"this\n\n{quoted.titled_text}")
 
 
 # Life and death.
