@@ -64,6 +64,21 @@ async def test_earlier_messages_are_read_and_announced_once(chat: Chat) -> None:
     assert await ends(chat, second, "five") == "five"
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_on_slack_the_last_messages_are_read_however_it_pages_them(tmp_path: Path, in_thread: bool) -> None:
+    async with SlackServer() as slack, make_harness(tmp_path) as harness, running_slack(harness, slack):
+        chat: Chat = slack, harness, slack.say
+        turn_on(chat)
+        first = await slack.say("number 0", mention=False, author="Ben")
+        for number in range(1, 12):
+            await slack.say(f"number {number}", mention=False, author="Ben", thread=first if in_thread else None)
+        question = await slack.say("what was said?", thread=first if in_thread else None)
+        await ends(chat, first if in_thread else question, "ok")
+    said = "\n".join(f"> Ben: number {number}" for number in range(7, 12))
+    assert said in asked(chat)
+    assert "number 6" not in asked(chat)
+
+
 async def test_nothing_is_read_where_it_is_off(chat: Chat) -> None:
     await talk(chat)
     chat[1].engine.add("four")

@@ -202,9 +202,17 @@ async def is_shown(web: AsyncWebClient, channel: str, thread: str | None, ts: st
 
 
 async def pages(
-    web: AsyncWebClient, channel: str, thread: str | None, *, oldest: str | None
+    web: AsyncWebClient,
+    channel: str,
+    thread: str | None,
+    *,
+    oldest: str | None,
+    latest: str | None = None,
+    limit: int = _PAGE,
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yield the messages after `oldest`, a thread's oldest first, a channel's newest first.
+    """Yield the messages after `oldest` and before `latest`, a thread's oldest first, a channel's newest first.
+
+    A page has `limit` messages, or fewer: Slack decides.
 
     Raises:
         PlatformError: A page cannot be read.
@@ -213,7 +221,8 @@ async def pages(
         web.conversations_history if thread is None else partial(web.conversations_replies, ts=thread),
         channel=channel,
         oldest=oldest,
-        limit=_PAGE,
+        latest=latest,
+        limit=limit,
         include_all_metadata=True,
     )
     seen: set[str] = set()

@@ -7,6 +7,7 @@ import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.malformed import skip_malformed
+from bot.adapters.slack.client import pages
 from bot.adapters.slack.parse import (
     PLATFORM,
     Directory,
@@ -28,8 +29,9 @@ _LINK = re.compile(
 )
 # Linked messages that are read.
 _MOST_LINKS = 3
-# Messages of a thread among which the last ones before a question are.
-_MOST_IN_THREAD = 200
+# A thread is read from its beginning: the last messages before a question are on its last page.  This is the most
+# that Slack allows.
+_PAGE_OF_THREAD = 1000
 _MOST_MEMBERS = 1000
 
 
@@ -50,15 +52,15 @@ class SlackContext:
         if not is_timestamp(question.id):
             return []  # a slash command
         channel, thread = question.channel.channel, question.channel.thread
-        if thread in (None, question.id):
-            page = await self._web.conversations_history(channel=channel, latest=question.id, limit=count)
-        else:
-            page = await self._web.conversations_replies(
-                channel=channel, ts=thread or "", latest=question.id, limit=_MOST_IN_THREAD
-            )
-        messages = sorted(_messages(fields(page)), key=lambda each: float(each["ts"]))
-        earlier = [each for each in messages if float(each["ts"]) < float(question.id)]
-        return await self._further(earlier[-count:], channel, FurtherKind.BEFORE)
+        thread = None if thread == question.id else thread
+        earlier: list[Event] = []
+        limit = count if thread is None else _PAGE_OF_THREAD
+        async for page in pages(self._web, channel, thread, oldest=None, latest=question.id, limit=limit):
+            found = [*earlier, *(each for each in page if float(each["ts"]) < float(question.id))]
+            earlier = sorted(found, key=lambda each: float(each["ts"]))[-count:]
+            if thread is None and len(earlier) == count:
+                break
+        return await self._further(earlier, channel, FurtherKind.BEFORE)
 
     async def linked(self, question: IncomingMessage) -> list[FurtherMessage]:
         """Return the messages of the workspace that the question links to, if its author may read them."""
