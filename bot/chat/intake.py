@@ -210,6 +210,8 @@ class Intake:
             await self.exchanges.delete_messages(message.channel, [message.id])
             return None
         known = with_roles_of(known, message.author)
+        if known.is_unreadable:  # it is nobody's by now
+            known = replace(known, message=replace(known.message, author=message.author))
         known = replace(known, message=replace(known.message, is_addressed=message.is_addressed))
         refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         self.continuations.forget(message)

@@ -320,6 +320,8 @@ class SqlStore(Joined):
                 own = message.files if files is None else files
                 changed = replace(
                     message,
+                    # One that could not be decrypted has lost its author.
+                    author=message.author if message.author.id else exchange.message.author,
                     text=message.text if text is None else text,
                     files=await keep_pictures(tx, before[0], own),
                     reply_address=reply_address or message.reply_address,
@@ -327,7 +329,7 @@ class SqlStore(Joined):
                 values |= await tx.encrypt(exchanges, "question_key", question_texts(changed))
                 values |= {
                     "kind": row.kind if text is None else Kind.CHAT,
-                    "author": self._vault.pseudonym(message.author.platform, message.author.id),
+                    "author": self._vault.pseudonym(changed.author.platform, changed.author.id),
                 }
                 tx.keys.delete(row.question_key)
             again = change(lifecycle.REQUEUE, owner=owner).where(*is_it).values(values)

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from bot.domain import Action, ChannelKey, Status
 from bot.storage.export import count_exchanges, export_channel
 from tests.harness.harness import NO_LIMITS, Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
-from tests.storage import url_of
+from tests.storage import bytes_in, url_of
 from tests.storage.damage import damage_rows
 
 THREADS = [CHANNEL, ChannelKey("discord", "c1", "t1"), ChannelKey("discord", "c2")]
@@ -72,6 +73,24 @@ async def test_an_owed_message_that_cannot_be_decrypted_is_answered_with_a_sente
         kept = await harness.store.find(torn.message.channel, torn.message.id)
         assert kept is not None
         assert (kept.status, kept.message.text, kept.is_unreadable) == (Status.FAILED, "", True)
+
+
+async def test_a_message_that_cannot_be_decrypted_is_its_authors_again_once_it_is_edited(tmp_path: Path) -> None:
+    torn = a_message("torn")
+    async with make_harness(tmp_path, limits=NO_LIMITS) as before:
+        await before.accept(torn)
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as connection, connection:
+        connection.execute("UPDATE exchanges SET text = x'00' || text WHERE id = 1")
+    async with make_harness(tmp_path, limits=NO_LIMITS) as harness:
+        [owed] = await harness.intake.recover("discord")
+        await harness.replied(owed)
+        again = await harness.intake.edit(replace(torn, text="my door code is 7734"))
+        assert again is not None
+        assert again.message.author == MEI
+        assert text_of(await harness.replied(again)) == "ok"
+        assert (await harness.stored(again)).message.author == MEI
+        assert "Deleted: all your messages to me (1)" in notice_of(await harness.ask(a_message("/forget me")))
+    assert b"7734" not in bytes_in(tmp_path)
 
 
 async def test_a_damaged_row_is_reported_once_and_its_exchange_fails(tmp_path: Path) -> None:
