@@ -1,6 +1,7 @@
 """What single servers say when they refuse or fail, and what the operator reads of it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from bot.engine.remote.tokens import TokenEstimates, estimate_tokens
 from bot.errors import EngineFailed, EngineMisconfigured, PromptTooLong
 from tests.engine.remote_bench import QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock, ManualClock
+from tests.harness.loop_monitor import LoopMonitor
 from tests.harness.servers.model_server import ModelServer, refuse, say
 
 
@@ -328,3 +330,13 @@ def test_a_rate_limit_differs_from_a_used_up_budget(error: dict[str, Any], why: 
     response = httpx.Response(429, json=error)
     told = failure(response, read_refusal(response, response.content)).why
     assert told.endswith(why)
+
+
+async def test_a_long_prompt_that_is_refused_stops_nothing(server: ModelServer) -> None:
+    text = "".join(f"word{number} " for number in range(80_000))
+    refusal = "the prompt is not accepted: " + text[:4000]
+    server.then(refuse(400, _error(refusal)))
+    async with remote(server, context_length=10**6, model="scripted") as engine:
+        with LoopMonitor() as monitor, pytest.raises(EngineFailed):
+            await ask(engine, replace(QUESTION, messages=(ChatMessage("user", text),)))
+    assert monitor.slow == []

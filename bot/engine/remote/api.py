@@ -193,7 +193,9 @@ class ServerApi:
                 body = await _beginning(response, _LONGEST_BODY)
         finally:
             await response.aclose()
-        return read_refusal(response, body, (message.content for message in request.messages))
+        # In a thread: all words of the prompt are compared with those of the refusal.
+        texts = [message.content for message in request.messages]
+        return await asyncio.to_thread(read_refusal, response, body, texts)
 
     async def _call(self, method: str, url: str, body: object = None, longest: int = _LONGEST_BODY) -> Any:
         # Servers on uvicorn close the connection after an unexpected error, shortly after their answer: a list of

@@ -224,10 +224,15 @@ def _without_quotes(message: str, prompt: Iterable[str]) -> str:
     """
     words = _WORD.findall(message)
     threes = list(zip(words, words[1:], words[2:], strict=False))
-    quoted: set[tuple[str, ...]] = set()
-    for text in prompt:
-        said = _WORD.findall(text)
-        quoted |= {*zip(said, said[1:], said[2:], strict=False)}
+    wanted, quoted = set(threes), set()
+    for text in prompt if wanted else ():
+        first = second = ""
+        # One at a time: a list of all words of a long prompt would keep other threads waiting.
+        for word in _WORD.finditer(text):
+            three = first, second, word[0]
+            if three in wanted:
+                quoted.add(three)
+            first, second = second, word[0]
     is_quoted = [any(three in quoted for three in threes[max(index - 2, 0) : index + 1]) for index in range(len(words))]
     own = iter(is_quoted)
     return _WORD.sub(lambda word: "" if next(own) else word[0], message)
