@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -112,11 +113,24 @@ async def test_hostile_files_do_no_harm() -> None:
         "import os; os.fork()",
         "import os; os.execv('/bin/true', ['true'])",
         "import os; os.kill(1, 0)",
+        "import signal; signal.pthread_kill(__import__('threading').get_ident(), 0)",
+        "import os, signal; signal.pidfd_send_signal(os.open('/proc/1', 0), 0)",
+        "import os; os.truncate('kept', 0)",
+        "import os; os.open('kept', os.O_RDWR | os.O_TRUNC)",
+        "import os; os.open('kept', os.O_RDONLY | os.O_TRUNC)",
+        "import os; os.unlink('kept')",
+        "import os; os.rename('kept', 'other')",
+        "import os; os.link('kept', 'other')",
+        "import os; os.symlink('kept', 'other')",
+        "import os; os.chmod('kept', 0o777)",
+        "import os; os.mkdir('made')",
+        "import os; os.mkfifo('made')",
         "import os; os.write(os.open('written', os.O_CREAT | os.O_WRONLY), b'x')",
         "bytearray(2**29)",
     ],
 )
-async def test_the_process_may_not(act: str, tmp_path: object) -> None:
+async def test_the_process_may_not(act: str, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept", encoding="utf-8")
     program = (
         "from bot.chat.reading.sandbox import limit_resources, refuse_system_calls\n"
         "limit_resources(); refuse_system_calls()\n"
@@ -126,8 +140,9 @@ async def test_the_process_may_not(act: str, tmp_path: object) -> None:
         *(sys.executable, "-c", program),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        cwd=str(tmp_path),
+        cwd=tmp_path,
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     output, _ = await process.communicate()
     assert output.strip() in {b"PermissionError", b"MemoryError", b"OSError"}
+    assert [(file.name, file.read_text(encoding="utf-8")) for file in tmp_path.iterdir()] == [("kept", "kept")]
