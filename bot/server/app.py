@@ -45,6 +45,8 @@ _NO_ANSWER = Response(status_code=499)
 def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks: BackgroundTasks) -> Starlette:
     """Create the application with all APIs; the answers of the polling API run as `tasks`."""
     polling = Polling(tasks, clock)
+    # As browsers write them: they send no slash at the end.
+    origins = [origin.rstrip("/").lower() for origin in settings.origins]
 
     def post(path: str, handler: Handler, write_error: WriteError = api_error) -> Route:
         async def handle(request: Request) -> Response:
@@ -92,8 +94,8 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes)),
-            Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
+            Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes), frozenset(origins)),
+            Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers={
             ApiError: _refuse,
@@ -159,14 +161,20 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSection, backend: Backend, clock: Clock, paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        settings: ServerSection,
+        backend: Backend,
+        clock: Clock,
+        paths: frozenset[str],
+        origins: frozenset[str],
     ) -> None:
         self._app = app
         self._backend = backend
         self._clock = clock
         self._paths = paths
-        self._hosts = _LOOPBACK | set(settings.hosts)
-        self._origins = frozenset(settings.origins)
+        self._hosts = _LOOPBACK | set(map(_name, settings.hosts))
+        self._origins = origins
         self._keys = {name: key for name, key in (settings.keys or {}).items() if key.secret is not None}
         self._digests = {
             name: _configured(key.secret.get_secret_value())
@@ -237,10 +245,10 @@ def _bearer(header: str) -> str:
 
 
 def _name(host: str) -> str:
-    """Return a Host header without its port.
+    """Return a Host header without its port, in lower case.
 
-    >>> _name("localhost:8000"), _name("[::1]:8000"), _name("[::1]")
+    >>> _name("Localhost:8000"), _name("[::1]:8000"), _name("[::1]")
     ('localhost', '[::1]', '[::1]')
     """
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdecimal() else host
+    return (name if colon and port.isdecimal() else host).lower()

@@ -110,6 +110,21 @@ class TestKeys:
             )
 
 
+class TestNames:
+    @pytest.fixture
+    def settings(self) -> ServerSection:
+        return ServerSection(
+            port=0, hosts=("Bot.Example.org", "other.example.org:8000"), origins=("https://Chat.example.org/",)
+        )
+
+    @pytest.mark.parametrize("host", ["bot.example.org", "BOT.example.org:443", "other.example.org", "LOCALHOST:8000"])
+    async def test_they_are_known_however_they_are_written(self, http: aiohttp.ClientSession, host: str) -> None:
+        headers = {"Host": host, "Origin": "https://chat.example.org"}
+        async with http.get("/v1/models", headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
+
+
 def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
     (tmp_path / "server__keys__bob").write_text("from a file\n")
     environ = {"BOT_SECRETS_DIR": str(tmp_path), "BOT_SERVER__KEYS__ALICE": "from the environment"}
