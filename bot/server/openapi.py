@@ -82,7 +82,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "PollingQuestion": _object(
         {
-            "request_id": {"type": ["string", "integer"], "description": "Chosen by the client."},
+            "request_id": {"type": ["string", "integer"], "description": "Chosen by the client; up to 256 characters."},
             "query": _string("The question."),
             "history": _HISTORY,
         },

@@ -24,6 +24,8 @@ from bot.util.clock import Clock
 # Seconds for which a finished answer can be read, and the number that is kept.
 _KEPT_SECONDS = 3600.0
 _KEPT = 1000
+# Characters, or digits, of a client's id: it is kept as long as the answer.
+_LONGEST_ID = 256
 # Answers in progress, beyond which the original is busy: 10 at work and 20 waiting.
 _MOST_OPEN = 30
 
@@ -136,6 +138,8 @@ def _id_of(request: Request, body: Mapping[str, Any]) -> _Id:
     id = body.get("request_id")
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise bad_request("request_id is missing, or neither a string nor a whole number", "request_id")
+    if len(str(id)) > _LONGEST_ID:
+        raise bad_request(f"request_id is longer than {_LONGEST_ID} characters", "request_id")
     return (request.state.client.name, id)
 
 

@@ -58,6 +58,8 @@ async def test_a_bad_request_is_a_code(http: aiohttp.ClientSession) -> None:
         {"query": "a"},
         {"request_id": None, "query": "a"},
         {"request_id": "a", "query": 1},
+        {"request_id": "a" * 257, "query": "a"},
+        {"request_id": 10**256, "query": "a"},
     ):
         answer = await call(http, "/chat", **body)
         assert answer["code"] == 103
