@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from bot.adapters.discord.ask import ABOUT
 from bot.adapters.discord.handlers import DiscordHandlers
 from bot.chat.intake import Intake
 from bot.config.places import PlaceSection
@@ -15,8 +17,10 @@ from bot.config.schema import Config
 from bot.domain import Action, ChannelKey
 from bot.errors import StoreError
 from tests.harness.discord_harness import run_discord_bot
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.discord import DiscordPlatform
 
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 ASKED = "> 💬 **Mei**\n> why?"
 IN_THREADS = Config(platforms={"discord": PlaceSection(answer="thread")})
 
@@ -195,3 +199,29 @@ async def test_a_question_by_command_hides_no_message_that_was_missed_before(
         await platform.until(lambda: bot.shown(thread="tea").count("ok") == 3)
         asked = [request.messages[-1].content.rpartition(": ")[2] for request in bot.engine.requests]
         assert sorted(asked) == ["missed", "why?"]
+
+
+@pytest.mark.parametrize("is_in_threads", [False, True])
+async def test_a_message_deleted_meanwhile_leaves_the_question_about_it(
+    platform: DiscordPlatform, tmp_path: Path, is_in_threads: bool
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        if is_in_threads:
+            bot.harness.settings.reconfigure(IN_THREADS)
+        kept, deleted = [await platform.say(said, mention=False, author="Jo") for said in ("tea", "hunter2")]
+        for number, message in enumerate([kept, deleted], start=1):
+            await platform.open_menu(ABOUT, message)
+            await platform.until(lambda: len(platform.modals) == number)  # noqa: B023
+            await platform.submit({"question": "is it?"})
+            await bot.engine.asked(number)
+        await bot.all_is_delivered()
+
+        async def quoted() -> list[str | None]:
+            return [row.message.quoted for row in await bot.harness.store.said_since("discord", _LONG_AGO)]
+
+        assert await quoted() == ["tea", "hunter2"]
+        await platform.disconnect(resumable=False)
+        await platform.delete(deleted)
+        async with asyncio.timeout(TIMEOUT):
+            while await quoted() != ["tea", None]:
+                pass

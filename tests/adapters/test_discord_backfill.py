@@ -553,6 +553,25 @@ async def test_quotations_of_messages_changed_while_disconnected_follow_them(bot
             pass
 
 
+async def test_a_threads_first_message_deleted_while_disconnected_is_quoted_no_more(bot: DiscordBot) -> None:
+    starter = await bot.platform.say("my password is hunter2", author="Ben", mention=False)
+    bot.platform.make_thread("general", "passwords", starter)
+    asked = await bot.platform.say("is it good?", thread="passwords")
+    await bot.shows("ok", thread="passwords")
+    await bot.platform.say("hello")
+    await bot.shows("ok")
+    await bot.all_is_delivered()
+    key = ChannelKey("discord", str(bot.platform.channel("general")), starter)
+    row = await bot.harness.store.find(key, asked)
+    assert row is not None
+    assert row.message.quoted == "my password is hunter2"
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.delete(starter)
+    async with asyncio.timeout(TIMEOUT):
+        while (row := await bot.harness.store.find(key, asked)) is None or row.message.quoted is not None:
+            pass
+
+
 # Histories that cannot be parsed
 
 

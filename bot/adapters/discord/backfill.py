@@ -254,6 +254,10 @@ class DiscordBackfill:
         ids = {int(raw["id"]) for raw in messages}
         gone = [row for id, row in stored.items() if id > after and id not in ids and _is_message(row)]
         lost = [(row.message.channel, id) for id, row in further.items() if int(id) > after and int(id) not in ids]
+        quotations = [
+            (row.message.channel, id) for row in rows if (id := _quoted_in(channel.id, row.message)) is not None
+        ]
+        lost += [(place, str(id)) for place, id in quotations if id > after and id not in ids]
         found.deleted_quotes.extend(lost if messages else [])
         if messages or (gone and await self._is_gone(client, channel.id, int(gone[-1].message.id))):
             found.deleted.extend(gone)
@@ -380,6 +384,20 @@ def _asked(client: discord.Client, messages: Sequence[Json], owed: Sequence[Exch
     by_command = [each.message for each in owed if each.message.reply_address == SHOWN]
     shown = {find_question(messages, _id_of(client), each): each.id for each in by_command}
     return {message: question for message, question in shown.items() if message is not None}
+
+
+def _quoted_in(channel: int, message: IncomingMessage) -> int | None:
+    """Return the message of a channel that a question quotes, where no reference to it shows that.
+
+    It is what a command's question is about, or the message that the question's thread was made from.
+    """
+    key, quoted = message.channel, message.quoted_id
+    made_thread = quoted is not None and key.thread == quoted
+    if quoted is None or not (made_thread or message.reply_address == SHOWN) or not has_ids(key, quoted):
+        return None
+    is_above = made_thread or opening_message(message) is not None
+    place = key.channel if is_above or key.thread is None else key.thread
+    return int(quoted) if place == str(channel) else None
 
 
 def _opened_thread(message: IncomingMessage) -> bool:
