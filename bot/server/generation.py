@@ -172,23 +172,23 @@ class Backend:
         Raises:
             ApiError: The engine refused the request, or failed.
         """
-        usage, deltas = None, 0
+        usage, tokens = None, 0
         try:
             async with aclosing(self._until_cut_off(request)) as events:
                 async for event in events:
-                    deltas += isinstance(event, Delta)
+                    tokens += isinstance(event, Delta | Thought)
                     usage = event.usage if isinstance(event, Finished) else None
                     yield event
         except EngineError as error:
             raise of_engine(error) from error
         finally:
-            if usage is None and deltas:  # the client has gone
-                usage = Usage(self.engine.count_tokens(request.messages), deltas)
+            if usage is None and tokens:  # the client has gone
+                usage = Usage(self.engine.count_tokens(request.messages), tokens)
             if usage is not None:
                 self.access.spend_tokens(request.user, usage)
 
     async def _until_cut_off(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        now, end, deltas = asyncio.get_running_loop().time, None, 0
+        now, end, tokens = asyncio.get_running_loop().time, None, 0
         async with aclosing(self.engine.generate(request)) as events:
             while True:
                 try:
@@ -196,13 +196,13 @@ class Backend:
                     async with asyncio.timeout_at(end):
                         event = await anext(events, None)
                 except TimeoutError:
-                    yield Finished(FinishReason.LENGTH, Usage(self.engine.count_tokens(request.messages), deltas))
+                    yield Finished(FinishReason.LENGTH, Usage(self.engine.count_tokens(request.messages), tokens))
                     return
                 if event is None:
                     return
-                if end is None and isinstance(event, Delta | Thought):
-                    end = now() + self.settings.answer_seconds
-                deltas += isinstance(event, Delta)
+                if isinstance(event, Delta | Thought):
+                    end = now() + self.settings.answer_seconds if end is None else end
+                    tokens += 1
                 yield event
 
     def _room(self, prompt: int, max_length: int) -> int:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from bot.config.schema import LimitsSection
-from bot.domain import ChatMessage
+from bot.domain import ChatMessage, Thought
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
 
@@ -87,6 +87,16 @@ class TestTokens:
             async for line in response.content:
                 if b'"f"' in line:
                     break
+            response.close()
+        await engine.left(1)
+        while (await ask(http, n=1))[0] != 429:
+            assert len(engine.requests) == 1, "21 tokens are spent"
+
+    async def test_reasoning_counts_though_the_client_left_before_the_text(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine
+    ) -> None:
+        engine.add([*map(Thought, "1234567890abcdef"), asyncio.Event()])
+        async with http.post("/v1/chat/completions", json={**ASK, "stream": True}) as response:  # after a second
             response.close()
         await engine.left(1)
         while (await ask(http, n=1))[0] != 429:
