@@ -57,6 +57,16 @@ async def test_a_change_of_the_form_is_written_into_the_draft_and_its_effect_tol
     assert bot.text() == TEXT
 
 
+async def test_half_a_character_in_a_draft_is_replaced(bot: Configured) -> None:
+    shown = await draft(bot, text=TEXT + "# \ud83d\n", changes=[[["engine", "model"], "\ud83d"]])
+    assert shown["text"] == TEXT.replace("first", "\ufffd") + "# \ufffd\n"
+
+
+@pytest.mark.parametrize("table", [None, 5, True, [[]], [["engine"]], ["missing"], "engine"])
+async def test_for_a_table_that_is_none_the_first_is_shown(bot: Configured, table: object) -> None:
+    assert (await draft(bot, table=table))["table"] == (await draft(bot))["table"]
+
+
 async def test_a_mistake_is_told_in_the_words_of_the_start_beside_its_field(bot: Configured) -> None:
     shown = await draft(bot, table=["limits"], text=TEXT, changes=[[["limits", "requests_per_minute"], "many"]])
     assert not shown["is_right"]

@@ -1,6 +1,7 @@
 """Requests of a page, and their refusals."""
 
 import json
+import re
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -9,9 +10,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from bot.chat.i18n import Language, language_for, translator
 from bot.chat.settings import ChatSettings
+from bot.util.text import replace_surrogates
 
 # Bytes of a request without files.
 LONGEST_BODY = 2**20
+# A browser writes half a character so, such as the rest of an emoji that was cut; no file or response can have it.
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_object(request: Request, most_bytes: int = LONGEST_BODY) -> dict[str, Any]:
@@ -34,7 +38,10 @@ async def read_object(request: Request, most_bytes: int = LONGEST_BODY) -> dict[
         raise HTTPException(400, "the body is not JSON") from None
     if not isinstance(value, dict):
         raise HTTPException(400, "the body is not a JSON object")
-    return value
+    if not _LONE_SURROGATE.search(body):
+        return value
+    clean: dict[str, Any] = json.loads(replace_surrogates(json.dumps(value, ensure_ascii=False)))
+    return clean
 
 
 def locale_of(request: Request) -> str | None:

@@ -41,9 +41,8 @@ async def draft(call: PanelCall) -> dict[str, Any]:
         written = await asyncio.to_thread(with_setting, written, key, value, editor.adapters)
     checked = await asyncio.to_thread(editor.check, written)
     tables = _tables(written, editor)
-    table = tuple(call.body.get("table") or ())
-    if table not in tables:
-        table = next(iter(tables))
+    asked = call.body.get("table")
+    table = next((each for each in tables if list(each) == asked), next(iter(tables)))
     return answer | {
         "text": written,
         "table": list(table),
