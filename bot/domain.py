@@ -142,6 +142,10 @@ class FurtherKind(StrEnum):
     LINKED = "linked"  # a message that it links to
 
 
+# Those of other messages, which the question is read with.
+KINDS_OF_OTHERS = (FurtherKind.BEFORE, FurtherKind.LINKED)
+
+
 @dataclass(frozen=True, slots=True)
 class FurtherMessage:
     """A message that belongs to a question beside the one that asks it, from a channel of the same platform.

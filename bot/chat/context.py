@@ -22,7 +22,6 @@ ReadLinked = Callable[[IncomingMessage], Awaitable[Sequence[FurtherMessage]]]
 _SECONDS = 5.0
 # Characters of each message.
 _LONGEST = 4000
-_OF_OTHERS = (FurtherKind.BEFORE, FurtherKind.LINKED)
 
 
 class Context:
@@ -37,17 +36,25 @@ class Context:
     async def read(self, worker: Worker, count: int) -> bool:
         """Read and store the last `count` messages before the worker's question, and those that it links to.
 
-        Return False if they could not be read.  What is stored already stays.
+        Return False if they could not be read.  What is stored already stays: the store drops linked ones with the text
+        that has the links.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
         """
         message = worker.exchange.message
         platform = message.channel.platform
-        before = None if count == 0 or message.is_direct else self.before.get(platform)
-        linked = self.linked.get(platform) if "://" in message.whole.text else None
-        if (before is None and linked is None) or any(each.kind in _OF_OTHERS for each in message.further):
+        stored = {each.kind for each in message.further}
+        reads_before = count > 0 and not message.is_direct and FurtherKind.BEFORE not in stored
+        before = self.before.get(platform) if reads_before else None
+        reads_linked = "://" in message.whole.text and FurtherKind.LINKED not in stored
+        linked = self.linked.get(platform) if reads_linked else None
+        if before is None and linked is None:
             return True
+        kinds = [
+            *([] if before is None else [FurtherKind.BEFORE]),
+            *([] if linked is None else [FurtherKind.LINKED]),
+        ]
 
         async def store() -> None:
             found = [
@@ -60,7 +67,7 @@ class Context:
                 for each in found
                 if each.text.strip() and each.id not in known and not self._access.is_denied(each.author)
             }
-            await self._exchanges.record_context(worker, list(read.values()))
+            await self._exchanges.record_context(worker, list(read.values()), kinds)
 
         try:
             async with asyncio.timeout(_SECONDS):

@@ -22,6 +22,7 @@ from bot.domain import (
     Author,
     ChannelKey,
     Exchange,
+    FurtherKind,
     FurtherMessage,
     IncomingMessage,
     Kind,
@@ -325,13 +326,15 @@ class Exchanges:
         if not await self._store.record_files(worker.exchange, files, further):
             self._check_deleted(worker)
 
-    async def record_context(self, worker: Worker, messages: Sequence[FurtherMessage]) -> None:
-        """Store what others said before the question, and what it links to.
+    async def record_context(
+        self, worker: Worker, messages: Sequence[FurtherMessage], kinds: Collection[FurtherKind]
+    ) -> None:
+        """Store what others said before the question, and what it links to, in place of what it has of these kinds.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
         """
-        if not await self._store.record_context(worker.exchange, messages):
+        if not await self._store.record_context(worker.exchange, messages, kinds):
             self._check_deleted(worker)
 
     async def adopt_parts(self, exchange: Exchange, message_ids: Sequence[str]) -> Exchange:

@@ -7,11 +7,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from bot.domain import (
+    KINDS_OF_OTHERS,
     Answer,
     Attachment,
     Author,
     ChannelKey,
     Exchange,
+    FurtherKind,
     FurtherMessage,
     IncomingMessage,
     Kind,
@@ -81,7 +83,7 @@ class Store(Protocol):
         ...
 
     async def join(self, exchange: Exchange, message: FurtherMessage) -> Exchange | None:
-        """Store one more message of a question, open it again as `requeue` does, and claim it.
+        """Store one more message of a question, open it again as `requeue` does with a text, and claim it.
 
         If the message is known to be a part of a question, that one is claimed and returned if it is owed.  None
         otherwise, if the message is a question itself or was deleted, and if the question was cleared.
@@ -97,8 +99,12 @@ class Store(Protocol):
         """
         ...
 
-    async def record_context(self, exchange: Exchange, messages: Sequence[FurtherMessage]) -> bool:
-        """Store what others said before the question, and what it links to, in place of what was; False if the claim was lost.
+    async def record_context(
+        self, exchange: Exchange, messages: Sequence[FurtherMessage], kinds: Collection[FurtherKind] = KINDS_OF_OTHERS
+    ) -> bool:
+        """Store what others said before the question, and what it links to; False if the claim was lost.
+
+        They replace those that the question has of these kinds.
 
         Left out are messages that were deleted, and what was said before if it is a question itself.
         """
@@ -152,8 +158,8 @@ class Store(Protocol):
         """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
 
         It gets a new seed.  With `text` (and `files`), for an edited message, it is a question, even if it was a
-        command, quotations of it get the new text, and those of the old answer are deleted.  A `reply_address` replaces
-        the one that it has.  None if it was cleared.
+        command, quotations of it get the new text, and those of the old answer are deleted, as is what it links to.
+        A `reply_address` replaces the one that it has.  None if it was cleared.
         """
         ...
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Scope
+from bot.domain import KINDS_OF_OTHERS, Attachment, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Scope
 from bot.storage.encryption import DamagedRow
 from bot.storage.pictures import pictures_to_json, to_pictures
 from bot.storage.rows import files_from_json, files_to_json
@@ -40,7 +40,7 @@ _LEVELS = ("user", "channel", "thread", "member", "all")
 # The level and the place of all places.
 EVERYWHERE = ("all", "")
 _NEVER = datetime.min.replace(tzinfo=UTC)
-OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
+OF_OTHERS = further_messages.c.kind.in_(KINDS_OF_OTHERS)
 _KINDS_OF_ASKER = [FurtherKind.CONTINUATION, FurtherKind.FORWARD]
 OF_ASKER = further_messages.c.kind.in_(_KINDS_OF_ASKER)
 # The columns of the key, with the parameters of a deletion by it.
@@ -248,6 +248,12 @@ async def delete_further(tx: WriteTransaction, *which: ColumnElement[bool]) -> N
     if keys:
         tx.keys.delete(*keys)
         await tx.execute(delete(further_messages).where(*which))
+
+
+async def delete_linked(tx: WriteTransaction, exchange: int) -> None:
+    """Delete what a question links to, whose text changes."""
+    which = further_messages.c.exchange == exchange, further_messages.c.kind == FurtherKind.LINKED
+    await delete_further(tx, *which)
 
 
 def said_in(channel: ChannelKey, message_ids: Collection[str]) -> ColumnElement[bool]:

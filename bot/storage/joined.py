@@ -1,7 +1,7 @@
 """Claims, and questions that consist of several messages or have others beside them."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from sqlalchemy import Insert, Row, Update, select, update
 
 from bot import lifecycle
 from bot.domain import (
+    KINDS_OF_OTHERS,
     Attachment,
     Author,
     ChannelKey,
@@ -24,8 +25,8 @@ from bot.storage.conditions import allowed, change, held, with_threads, within
 from bot.storage.encryption import DamagedRow, numbers_in
 from bot.storage.feedback import delete_votes
 from bot.storage.further import (
-    OF_OTHERS,
     delete_further,
+    delete_linked,
     insert_further,
     own_texts,
     question_of,
@@ -107,19 +108,22 @@ class Joined(Votes):
         is_it = exchanges.c.id == id, allowed(lifecycle.REQUEUE)
         tx.keys.delete(*(await tx.execute(select(exchanges.c.answer_key).where(*is_it))).scalars())
         await delete_votes(tx, [id])
+        await delete_linked(tx, id)
         again = change(lifecycle.REQUEUE, owner=owner).where(*is_it)
         values = {"seed": new_seed(), "failure": None, **UNANSWERED}
         return next(iter(await self._claimed(tx, again.values(values))), None)
 
     @shielded
-    async def record_context(self, exchange: Exchange, messages: Sequence[FurtherMessage]) -> bool:
+    async def record_context(
+        self, exchange: Exchange, messages: Sequence[FurtherMessage], kinds: Collection[FurtherKind] = KINDS_OF_OTHERS
+    ) -> bool:
         held_row = select(exchanges.c.id).where(held(exchange), allowed(lifecycle.RECORD_FILES)).with_for_update()
         async with self._writing() as tx:
             if (await tx.execute(held_row)).first() is None:
                 return False
             hidden = await unreadable(tx, self._vault, exchange.message.channel, messages)
             unknown = [each for each in messages if each not in hidden and not await self._is_known(tx, exchange, each)]
-            await delete_further(tx, further_messages.c.exchange == exchange.id, OF_OTHERS)
+            await delete_further(tx, further_messages.c.exchange == exchange.id, further_messages.c.kind.in_(kinds))
             await insert_further(tx, self._vault, exchange.id, unknown)
             return True
 

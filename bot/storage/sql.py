@@ -27,7 +27,7 @@ from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, he
 from bot.storage.deletion import KEY
 from bot.storage.encryption import DamagedRow
 from bot.storage.feedback import delete_votes
-from bot.storage.further import IS_CONTINUATION, replace_contents, replace_texts
+from bot.storage.further import IS_CONTINUATION, delete_linked, replace_contents, replace_texts
 from bot.storage.joined import Joined, new_seed
 from bot.storage.opened import claiming, shielded
 from bot.storage.pictures import keep_pictures
@@ -311,6 +311,8 @@ class SqlStore(Joined):
                 return None
             tx.keys.delete(row.answer_key)
             await delete_votes(tx, [exchange.id])
+            if text is not None:
+                await delete_linked(tx, exchange.id)
             if text is None and row.failure == UNREADABLE:
                 values["failure"] = UNREADABLE
             is_changed = text is not None or reply_address is not None
