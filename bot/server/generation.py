@@ -126,7 +126,7 @@ class Backend:
                 raise of_engine(PromptTooLong(tokens, self.context_length))
         if not counts_in_thread:
             self.count(client)
-        user, models = client.user, client.models
+        user, models = client.user, self._models_of(client)
         return ChatRequest(messages, params, channel=user, user=user, model=name, is_whole=True, models=models)
 
     def id_of(self, model: str) -> str:
@@ -152,10 +152,15 @@ class Backend:
         Raises:
             ApiError: Its key names other models, or an admin has paused the bot.
         """
-        if client.models and model not in client.models:
+        if client.models and model not in self._models_of(client):
             raise ApiError(403, f"this key may not use the model {model!r}", code="model_not_found", param="model")
         if self.access.is_paused:
             raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
+
+    def _models_of(self, client: Client) -> tuple[str, ...]:
+        """Return the models that the client may use, all if empty; one of the aliases means the default one."""
+        has_alias = not set(self.aliases).isdisjoint(client.models)
+        return (*client.models, self.engine.info.model) if has_alias else client.models
 
     def release(self, client: Client) -> None:
         """Count the requests of a client as answered."""

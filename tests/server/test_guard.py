@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +19,7 @@ from bot.config.schema import LimitsSection
 from bot.config.sources import load_config
 from bot.errors import ConfigError
 from bot.server.app import own_limits
+from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
 
 PATHS = ["/v1/models", "/", "/chat", "/get_response", "/chat-stream", "/v1/chat/completions", "/nothing"]
@@ -108,6 +110,30 @@ class TestKeys:
                 200,
                 "https://chat.example.org",
             )
+
+
+class TestAliases:
+    @pytest.fixture
+    def backend(self, backend: Backend) -> Backend:
+        return replace(backend, aliases=("gpt-3.5-turbo",))
+
+    @pytest.fixture
+    def settings(self) -> ServerSection:
+        keys = {
+            name: KeySection(secret=SecretStr(name), models=(model,))
+            for name, model in (("alice", "gpt-3.5-turbo"), ("bob", "other"))
+        }
+        return ServerSection(port=0, keys=keys)
+
+    @pytest.mark.parametrize(("key", "status"), [("alice", 200), ("bob", 403)])
+    @pytest.mark.parametrize("model", ["gpt-3.5-turbo", "scripted"])
+    async def test_a_key_for_an_alias_may_use_the_default_model(
+        self, http: aiohttp.ClientSession, key: str, status: int, model: str
+    ) -> None:
+        body = {"model": model, "messages": [{"role": "user", "content": "a"}]}
+        headers = {"Authorization": f"Bearer {key}"}
+        async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
+            assert response.status == status
 
 
 class TestNames:
