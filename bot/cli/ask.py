@@ -71,6 +71,7 @@ async def _answer(config: Config, model: str, question: str, progress: Progress)
     from bot.engine.router import ModelRouter
     from bot.engine.shared import base_of
     from bot.util.clock import MonotonicClock
+    from bot.util.text import clean
 
     # Its fallback would have to be loaded beside it.
     sections = {
@@ -82,8 +83,11 @@ async def _answer(config: Config, model: str, question: str, progress: Progress)
     messages = (*opening, ChatMessage("user", question))
     request = ChatRequest(messages, ChatSettings.of(config).params, model=model)
     models = ModelRouter(sections, open_engine, MonotonicClock(), check=preflight, progress=progress)
+    held = ""  # of a line's end that comes in two pieces
     async with models as engine, aclosing(engine.generate(request)) as events:
         async for event in events:
             if isinstance(event, Delta):
-                click.echo(event.text, nl=False)
+                text = held + event.text
+                held = "\r" if text.endswith("\r") else ""
+                click.echo(clean(text.removesuffix("\r")), nl=False)  # a terminal obeys control characters
     click.echo()

@@ -43,6 +43,8 @@ def test_ask_prints_one_answer_and_stores_nothing(tmp_path: Path) -> None:
     assert bot(tmp_path, "ask", "how", "are you?").stdout == "how are you?\n"
     assert bot(tmp_path, "ask", "summarise:", stdin="a text\n").stdout == "summarise:\n\na text\n"
     assert list(tmp_path.iterdir()) == []
+    controls = "a\x1b]52;c;eA==\x07b\x9b2J\r\nc"
+    assert bot(tmp_path, "ask", controls).stdout == "a]52;c;eA==b2J\nc\n"
     nothing = bot(tmp_path, "ask")
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "there is no question" in nothing.stderr
