@@ -288,6 +288,7 @@ class EventStream(Response):
         self._error_event = error_event
         self._sending = asyncio.Lock()
         self._has_begun = False
+        self._is_refused = False  # with a response of its own
         self._is_silent = True  # since the last look
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -311,6 +312,7 @@ class EventStream(Response):
                 await self._write(send, data)
         except ApiError as error:
             if not self._has_begun:
+                self._is_refused = True
                 raise
             last = self._error_event(error)
         await self._write(send, last, more=False)
@@ -319,7 +321,7 @@ class EventStream(Response):
         """Send a comment whenever there was no event for a while."""
         await asyncio.sleep(_FIRST_PING_SECONDS)
         while True:
-            if self._is_silent:
+            if self._is_silent and not self._is_refused:
                 await self._write(send, b": waiting\n\n")
             self._is_silent = True
             await asyncio.sleep(_PING_SECONDS)

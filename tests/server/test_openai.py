@@ -330,6 +330,15 @@ async def test_a_stream_that_is_accepted_has_its_headers_before_the_first_text(
         assert (await response.text()).endswith("data: [DONE]\n\n")
 
 
+async def test_a_refusal_that_comes_with_the_first_comment_has_its_status(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.server.generation._FIRST_PING_SECONDS", 0)
+    engine.add([EngineFailed("the text of a user")])
+    async with http.post("/v1/chat/completions", json={**BODY, "stream": True}) as response:
+        assert (response.status, (await response.json())["error"]["type"]) == (500, "server_error")
+
+
 async def test_a_prompt_beyond_the_context_has_its_code(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "x" * 600}])
