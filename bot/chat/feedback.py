@@ -66,10 +66,11 @@ class Feedback:
         is_whole = answer is not None and answer.text.strip() and answer.reason is not FinishReason.ERROR
         if not is_whole:
             return
-        if is_added and await self._refusal(message, translate):
-            return
-        if self._access.command_refusal(message, translate):
-            return
+        if is_added:
+            if await self._refusal(message, translate) or self._access.command_refusal(message, translate):
+                return
+        elif (await self._store.own_votes(by, [exchange.id])).get(exchange.id) is not vote:
+            return  # no limit keeps a vote that was taken back, and nothing is written where there is none
         result = await self._store.react(exchange, by, vote, self._today(), is_added=is_added)
         if result not in (VoteResult.REPEATED, VoteResult.NO_ANSWER):
             self._count(exchange, result)

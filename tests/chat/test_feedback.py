@@ -64,6 +64,18 @@ async def test_votes_are_limited_as_commands_are(harness: Harness) -> None:
     assert "too fast" in await press(harness, Action.UP, BEN)
 
 
+async def test_a_reaction_that_is_taken_away_takes_the_vote_back_also_beyond_the_limit(harness: Harness) -> None:
+    exchange = await answered(harness)
+    harness.access.reconfigure(AccessSection(), LimitsSection(requests_per_minute=1))
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.DOWN, BEN, is_added=True)
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.UP, BEN, is_added=True)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {exchange.id: Vote.DOWN}
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.UP, BEN, is_added=False)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {exchange.id: Vote.DOWN}
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.DOWN, BEN, is_added=False)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {}
+
+
 @pytest.mark.parametrize(
     ("command", "persona"), [("/help", "-"), ("/persona use pirate", "pirate"), ("/persona set Be brief.", "*")]
 )
