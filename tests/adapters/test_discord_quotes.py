@@ -301,6 +301,24 @@ def discord_id(time: str) -> int:
     return (int(datetime.fromisoformat(time).timestamp() * 1000) - 1420070400000) << 22
 
 
+@pytest.mark.parametrize("is_missed", [False, True])
+async def test_an_edited_message_of_an_app_is_quoted_as_it_is_now(bot: DiscordBot, is_missed: bool) -> None:
+    embed = {"type": "rich", "title": "Deployed", "description": "with the key hunter2"}
+    said = await bot.platform.say("", webhook_id="5", mention=False, embeds=[embed])
+    question = await bot.platform.say("explain", reply_to=said)
+    await bot.shows("ok")
+    await bot.all_is_delivered()
+    assert (await stored(bot, question)).quoted == "Deployed\nwith the key hunter2"
+    if is_missed:
+        await bot.platform.disconnect(resumable=False)
+    message = bot.platform.messages[int(said)]
+    message |= {"embeds": [embed | {"description": "with a key"}], "edited_timestamp": payloads.now()}
+    bot.platform.send_event("MESSAGE_UPDATE", message)
+    async with asyncio.timeout(TIMEOUT):
+        while (await stored(bot, question)).quoted != "Deployed\nwith a key":
+            pass
+
+
 async def test_an_edit_that_removes_the_mention_replaces_the_text(bot: DiscordBot) -> None:
     question = await bot.platform.say("my password is swordfish")
     await bot.shows("ok")

@@ -35,7 +35,7 @@ from bot.adapters.discord.parse import (
     points_at_another,
     server_id,
 )
-from bot.adapters.discord.quotes import Quotes, fetch_message
+from bot.adapters.discord.quotes import Quotes, fetch_message, quotation_of
 from bot.adapters.discord.reactions import DiscordReactions
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.discord.targets import Targets
@@ -168,7 +168,7 @@ class DiscordHandlers:
             self._put(partial(self._store, message), message)
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
-        if is_user_message(event.message):
+        if event.message.author.id != self._me.id:
             self._put(partial(self._edit, event.message))
 
     def edited_somehow(self, server: int | None, channel_id: int, message_id: int) -> None:
@@ -263,6 +263,9 @@ class DiscordHandlers:
         channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
         if channel is None:
             return
+        if not is_user_message(message):  # an app's is no question, but may be quoted
+            await self._intake.replace_quotes(channel, str(message.id), quotation_of(message, self._me).text)
+            return
         calls_bot = self._is_called(message)
         is_hidden = self._is_hidden(message) and not calls_bot
         if is_hidden and await self._intake.is_known(channel, str(message.id)):
@@ -282,8 +285,7 @@ class DiscordHandlers:
         except (*REFUSALS, UnreadableAnswer) as error:
             log.info("edit skipped, its message is gone or cannot be read", error=str(error))
             return
-        if is_user_message(message):
-            await self._edit(message)
+        await self._edit(message)
 
     async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
         self._targets.forget(map(str, message_ids))
