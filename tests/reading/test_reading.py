@@ -17,6 +17,9 @@ from tests.reading.hostile_pictures import drawn
 _DATES = '<cellXfs><xf numFmtId="0"/><xf numFmtId="14"/><xf numFmtId="22"/></cellXfs>'
 _ROWS = """<row r="1"><c r="A1" t="s"><v>1</v></c><c r="C1" t="inlineStr"><is><t>inline</t></is></c></row>
 <row r="2"><c><v>0.10000000000000001</v></c><c s="1"><v>45292</v></c><c s="2"><v>45292.75</v></c><c t="b"><v>1</v></c></row>"""
+_DURATIONS = """<numFmts><numFmt numFmtId="164" formatCode="[hh]:mm"/><numFmt numFmtId="165" formatCode="[Red]hh:mm"/></numFmts>
+<cellXfs><xf numFmtId="46"/><xf numFmtId="164"/><xf numFmtId="165"/></cellXfs>"""
+_HOURS = """<row r="1"><c><v>1.6875</v></c><c s="1"><v>0.0416666666666667</v></c><c s="1"><v>-1.50005787037</v></c><c s="2"><v>0.5</v></c></row>"""
 _TABLE = """<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
 <mc:AlternateContent xmlns:mc="m"><mc:Choice><w:p><w:r><w:t>box</w:t></w:r></w:p></mc:Choice>
 <mc:Fallback><w:p><w:r><w:t>box</w:t></w:r></w:p></mc:Fallback></mc:AlternateContent>"""
@@ -35,6 +38,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "Excel": (
         makers.workbook({"one": _ROWS, "二": _ROWS.partition("\n")[0]}, ["", "shared"], _DATES),
         "one\nshared\t\tinline\n0.1\t2024-01-01\t2024-01-01 18:00:00\tTRUE\n\n二\nshared\t\tinline",
+    ),
+    "Excel with durations": (
+        makers.workbook({"one": _HOURS}, [], _DURATIONS),
+        "40:30:00\t1:00:00\t-36:00:05\t12:00:00",
     ),
     "PowerPoint": (makers.slides("first", "second", order=[1, 0]), "second\n\nfirst"),
     "PDF": (makers.pdf("first page", "second (page)"), "first page\n\nsecond (page)"),

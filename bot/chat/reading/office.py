@@ -22,12 +22,17 @@ _CHUNK = 2**16
 _FOOTNOTES = ("footnotes", "endnotes")
 # Number formats of dates: those without a code in the file, and the letters of a code outside its literals.
 _DATE_FORMATS = frozenset([*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)])
+# Of durations, which may have more than 24 hours: [h]:mm:ss without a code in the file, and what tells them in a code.
+_DURATION_FORMAT = 46
+_DURATION = re.compile(r"\[(h+|m+|s+)\]", re.IGNORECASE)
 _LITERAL = re.compile(r'"[^"]*"|\[[^\]]*\]|\\.')
 _DATE_LETTERS = re.compile("[ymdhs]", re.IGNORECASE)
 _EPOCH, _EPOCH_1904 = datetime(1899, 12, 30), datetime(1904, 1, 1)  # noqa: DTZ001  # a sheet has no time zone
 _MOST_GAP = 50  # empty cells of a row that are shown
 
 Attributes = dict[str, str]
+# By the number of a cell style: the first day of dates, None for durations.
+_Times = dict[str, datetime | None]
 
 
 class _Package:
@@ -181,12 +186,12 @@ def read_workbook(archive: ZipFile, main: str, text: Text) -> None:
 
     package.parse(main, start)
     strings = _shared_strings(package, f"{folder}/sharedStrings.xml")
-    dates = _date_styles(package, f"{folder}/styles.xml")
+    times = _time_styles(package, f"{folder}/styles.xml", epoch)
     sheets = list(package.listed(main, "sheet"))
     for label, sheet in sheets:
         if len(sheets) > 1:
             text.add(f"{label}\n")
-        _read_cells(package, sheet, strings, dict.fromkeys(dates, epoch), text)
+        _read_cells(package, sheet, strings, times, text)
         text.add("\n")
 
 
@@ -215,8 +220,8 @@ def _shared_strings(package: _Package, part: str) -> list[str]:
     return strings
 
 
-def _date_styles(package: _Package, part: str) -> list[str]:
-    """Return the numbers of the cell styles that show dates."""
+def _time_styles(package: _Package, part: str, epoch: datetime) -> _Times:
+    """Return the cell styles that show dates or durations."""
     codes: dict[str, str] = {}
     formats: list[str] = []
     is_in_cells = False
@@ -243,10 +248,19 @@ def _date_styles(package: _Package, part: str) -> list[str]:
             return _DATE_LETTERS.search(_LITERAL.sub("", codes[id])) is not None
         return id.isdecimal() and len(id) < 4 and int(id) in _DATE_FORMATS
 
-    return [str(number) for number, id in enumerate(formats) if is_date(id)]
+    def is_duration(id: str) -> bool:
+        return _DURATION.search(codes[id]) is not None if id in codes else id == str(_DURATION_FORMAT)
+
+    times: _Times = {}
+    for number, id in enumerate(formats):
+        if is_duration(id):
+            times[str(number)] = None
+        elif is_date(id):
+            times[str(number)] = epoch
+    return times
 
 
-def _read_cells(package: _Package, part: str, strings: list[str], epochs: dict[str, datetime], text: Text) -> None:
+def _read_cells(package: _Package, part: str, strings: list[str], times: _Times, text: Text) -> None:
     cell: Attributes = {}
     pieces: list[str] = []
     column = 0
@@ -269,7 +283,7 @@ def _read_cells(package: _Package, part: str, strings: list[str], epochs: dict[s
         if tag in {"v", "t"}:
             is_value = False
         elif tag == "c":
-            text.add(_shown("".join(pieces), cell, strings, epochs))
+            text.add(_shown("".join(pieces), cell, strings, times))
             pieces.clear()
         elif tag == "row":
             text.add("\n")
@@ -281,7 +295,7 @@ def _read_cells(package: _Package, part: str, strings: list[str], epochs: dict[s
     package.parse(part, start, end, words)
 
 
-def _shown(value: str, cell: Attributes, strings: list[str], epochs: dict[str, datetime]) -> str:
+def _shown(value: str, cell: Attributes, strings: list[str], times: _Times) -> str:
     """Return what a cell shows."""
     kind = cell.get("t", "n")
     if kind == "s":
@@ -293,10 +307,14 @@ def _shown(value: str, cell: Attributes, strings: list[str], epochs: dict[str, d
         return value
     try:
         number_ = float(value)
-        epoch = epochs.get(cell.get("s", "0"))
-        if epoch is None:
+        style = cell.get("s", "0")
+        if style not in times:
             return f"{number_:.15g}"
-        moment = epoch + timedelta(seconds=round(number_ * 86_400))
+        seconds = round(number_ * 86_400)
+        if (epoch := times[style]) is None:
+            minutes, rest = divmod(abs(seconds), 60)
+            return f"{'-' * (seconds < 0)}{minutes // 60}:{minutes % 60:02}:{rest:02}"
+        moment = epoch + timedelta(seconds=seconds)
     except (OverflowError, ValueError):
         return value
     if number_ < 1:
