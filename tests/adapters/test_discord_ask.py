@@ -85,6 +85,20 @@ async def test_a_question_about_a_message_brings_it_along(bot: DiscordBot) -> No
     assert "tea is green" in bot.engine.requests[0].messages[-1].content
 
 
+async def test_a_question_about_a_message_that_was_edited_meanwhile_is_about_its_new_text(bot: DiscordBot) -> None:
+    said = await bot.platform.say("my password is hunter2", mention=False, author="Jo")
+    await bot.platform.open_menu(ABOUT, said)
+    await bot.platform.until(lambda: bool(bot.platform.modals))
+    await bot.platform.edit(said, "tea is green")
+    await bot.platform.say("next")  # events are taken in order
+    await bot.shows("ok")
+    await bot.platform.submit({"question": "is it?"})
+    await bot.engine.asked(2)
+    prompt = bot.engine.requests[1].messages[-1].content
+    assert "tea is green" in prompt
+    assert "hunter2" not in prompt
+
+
 async def test_a_question_about_a_message_outlives_a_restart(platform: DiscordPlatform, tmp_path: Path) -> None:
     said = await platform.say("tea is green", mention=False, author="Jo")
     async with run_discord_bot(platform, tmp_path):

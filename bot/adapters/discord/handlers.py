@@ -259,6 +259,7 @@ class DiscordHandlers:
 
     async def _edit(self, message: discord.Message) -> None:
         """Replace the text of a question, addressed to the bot or not; accept one that was none before."""
+        self._targets.forget([str(message.id)])  # an open modal is about the new text
         is_direct = server_id(message) is None
         channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
         if channel is None:

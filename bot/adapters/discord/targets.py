@@ -49,9 +49,9 @@ class Targets:
         return quotation_of(message, client.user)
 
     def forget(self, messages: Iterable[str]) -> None:
-        """Forget messages that were deleted."""
-        deleted = set(messages)
-        for key in [key for key in self._known if key[1] in deleted]:
+        """Forget messages that were deleted or edited."""
+        changed = set(messages)
+        for key in [key for key in self._known if key[1] in changed]:
             del self._known[key]
 
     def forget_in(self, channel: ChannelKey | None) -> None:
