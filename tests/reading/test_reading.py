@@ -17,6 +17,7 @@ from tests.reading.hostile_pictures import drawn
 _DATES = '<cellXfs><xf numFmtId="0"/><xf numFmtId="14"/><xf numFmtId="22"/></cellXfs>'
 _ROWS = """<row r="1"><c r="A1" t="s"><v>1</v></c><c r="C1" t="inlineStr"><is><t>inline</t></is></c></row>
 <row r="2"><c><v>0.10000000000000001</v></c><c s="1"><v>45292</v></c><c s="2"><v>45292.75</v></c><c t="b"><v>1</v></c></row>"""
+_HYPHEN = "<w:p><w:r><w:t>555</w:t><w:noBreakHyphen/><w:t>1234</w:t></w:r></w:p>"
 _DURATIONS = """<numFmts><numFmt numFmtId="164" formatCode="[hh]:mm"/><numFmt numFmtId="165" formatCode="[Red]hh:mm"/></numFmts>
 <cellXfs><xf numFmtId="46"/><xf numFmtId="164"/><xf numFmtId="165"/></cellXfs>"""
 _HOURS = """<row r="1"><c><v>1.6875</v></c><c s="1"><v>0.0416666666666667</v></c><c s="1"><v>-1.50005787037</v></c><c s="2"><v>0.5</v></c></row>"""
@@ -35,6 +36,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "Windows-1252": ("déjà vu".encode("cp1252"), "déjà vu"),
     "a table whose first column is called PK": (b"PK,name\n1,Mei\n", "PK,name\n1,Mei"),
     "Word": (makers.document("你好 & bye", "second", body=_TABLE), "你好 & bye\nsecond\na \tb \t\nbox"),
+    "Word with a hyphen that does not break": (makers.document("call", body=_HYPHEN), "call\n555-1234"),
     "Excel": (
         makers.workbook({"one": _ROWS, "二": _ROWS.partition("\n")[0]}, ["", "shared"], _DATES),
         "one\nshared\t\tinline\n0.1\t2024-01-01\t2024-01-01 18:00:00\tTRUE\n\n二\nshared\t\tinline",

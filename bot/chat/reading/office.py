@@ -151,6 +151,8 @@ def _read_paragraphs(package: _Package, part: str, text: Text) -> None:
             return
         if tag == "tab" and depths["r"]:
             text.add("\t")
+        elif tag == "noBreakHyphen":
+            text.add("-")
         elif tag in {"br", "cr"}:
             text.add("\n")
 
