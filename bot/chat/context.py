@@ -10,7 +10,8 @@ from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.worker import Worker
 from bot.domain import FurtherKind, FurtherMessage, IncomingMessage
-from bot.errors import BotError, StoreError
+from bot.errors import BotError, ClaimLost, StoreError
+from bot.util.aio import race
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Context:
         """Read and store the last `count` messages before the worker's question, and those that it links to.
 
         Return False if they could not be read.  What is stored already stays: the store drops linked ones with the text
-        that has the links.
+        that has the links.  A stopped question reads no further.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
@@ -72,8 +73,11 @@ class Context:
         try:
             async with asyncio.timeout(_SECONDS):
                 # Once more if a message is edited or deleted meanwhile.
-                await self._exchanges.read_undeleted(store)
-        except StoreError:
+                reading = asyncio.create_task(self._exchanges.read_undeleted(store), name="context")
+                await race(reading, worker.wait_stopped())
+            if not reading.cancelled():
+                reading.result()
+        except (ClaimLost, StoreError):
             raise
         except (BotError, TimeoutError) as error:
             log.info("messages before a question were not read", error=str(error) or "timeout")

@@ -1,5 +1,6 @@
-"""Messages that a question links to: those of its text as it is now, beside what was said before it."""
+"""Messages that a question links to, as its text is now, and what was said before it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bot.config.schema import ConversationSection
-from bot.domain import ChannelKey, FurtherKind, FurtherMessage, IncomingMessage
+from bot.domain import ChannelKey, Finished, FinishReason, FurtherKind, FurtherMessage, IncomingMessage
 from tests.chat.test_edits import BEN, edited
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import CHANNEL, NOON, a_message
@@ -72,3 +73,23 @@ async def test_a_link_in_a_later_part_of_a_question_is_followed(harness: Harness
     assert joined is not None
     await harness.replied(joined)
     assert asked(harness) == ["> Ben: hello all", "> Ben: lunch is at noon"]
+
+
+async def test_a_question_that_is_stopped_while_the_channel_is_read_ends_at_once(harness: Harness) -> None:
+    harness.settings.conversation = ConversationSection(context_messages=5)
+    begun = asyncio.Event()
+
+    async def read(question: IncomingMessage, count: int) -> list[FurtherMessage]:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    harness.intake.context.before["discord"] = read
+    question = a_message("what is it?", is_direct=False)
+    asking = asyncio.create_task(harness.ask(question))
+    await begun.wait()
+    exchange = await harness.store.find(question.channel, question.id)
+    assert exchange is not None
+    harness.exchanges.stop(exchange)
+    async with asyncio.timeout(3):
+        assert await asking == [Finished(FinishReason.CANCELLED)]
