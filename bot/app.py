@@ -49,7 +49,7 @@ from bot.storage.sql import SqlStore
 from bot.storage.standby import GRACE, LEASE, HolderWatch, acquire_in_turn
 from bot.storage.usage_export import report_usage
 from bot.util.clock import Clock, MonotonicClock
-from bot.util.garbage import collect_when_quiet
+from bot.util.garbage import collect_when_idle
 from bot.util.http_server import check_address
 from bot.util.shutdown import ShutdownDeadline
 from bot.util.terminal import reads_terminal
@@ -167,7 +167,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 background = [
                     _watch_files(store, clock),
                     _check_models(engine.statuses, clock),
-                    collect_when_quiet(lambda: intake.exchanges.in_flight, clock),
+                    collect_when_idle(lambda: intake.exchanges.is_idle, clock),
                 ]
                 if not config.cluster.enabled:  # else HolderWatch checks the lock
                     background.append(_keep_lock(lock, clock))

@@ -218,9 +218,9 @@ class Exchanges:
     # Workers.
 
     @property
-    def in_flight(self) -> int:
-        """The number of claimed exchanges."""
-        return len(self._workers)
+    def is_idle(self) -> bool:
+        """Whether no exchange is in flight."""
+        return not self._workers
 
     def find(self, exchange: Exchange) -> Worker | None:
         """Return the worker that holds the claim of `exchange`, or None if it was lost."""

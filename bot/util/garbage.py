@@ -11,13 +11,9 @@ from bot.util.clock import Clock
 _MIDDLE = 5
 # Collections of the middle generation between two full ones: never by themselves.
 _NEVER = 10**9
-# Seconds between two looks for a moment without work.
+# Seconds between two looks for a moment without work, and until a full collection comes in any case.
 _INTERVAL = 30.0
-# Seconds until a full collection comes beside few replies in progress, and beside many: it visits all that they hold,
-# which takes 40 ms with 400.
-_FEW = 40
-_BESIDE_FEW = 120.0
-_BESIDE_MANY = 600.0
+_LONGEST = 600.0
 
 
 @contextmanager
@@ -39,10 +35,11 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-async def collect_when_quiet(in_flight: Callable[[], int], clock: Clock) -> None:
-    """Collect all garbage when no reply is in progress, after two minutes beside few, after ten beside many.
+async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
+    """Collect all garbage when there is no work, or after ten minutes without a pause; run until cancelled.
 
-    Younger generations are collected as usual.  Runs until cancelled.
+    A full collection visits every object: with 400 replies in progress it takes 40 ms.  Younger
+    generations are collected as usual.
     """
     before = gc.get_threshold()
     gc.set_threshold(before[0], _MIDDLE, _NEVER)
@@ -50,8 +47,7 @@ async def collect_when_quiet(in_flight: Callable[[], int], clock: Clock) -> None
         last = clock.now()
         while True:
             await clock.sleep(_INTERVAL)
-            number, waited = in_flight(), clock.now() - last
-            if number == 0 or waited >= (_BESIDE_FEW if number <= _FEW else _BESIDE_MANY):
+            if is_idle() or clock.now() - last >= _LONGEST:
                 gc.collect()
                 last = clock.now()
     finally:

@@ -99,8 +99,19 @@ async def _ending(scene: SignalScene, bot: BotProcess) -> None:
 
 
 async def _starting(scene: SignalScene, bot: BotProcess) -> None:
-    # Earlier, Python itself has not started.
-    await asyncio.sleep(scene.chance.uniform(0.3, 2.0))
+    # Earlier, Python itself has not started: on a busy machine that takes seconds.
+    await until(lambda: bot.process.returncode is not None or _handles(bot.process.pid, signal.SIGTERM))
+    await asyncio.sleep(scene.chance.uniform(0.0, 1.7))
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for the signal; True where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return True
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)
 
 
 async def _loading(scene: SignalScene, bot: BotProcess) -> None:

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from bot.util.garbage import collect_when_quiet, without_collection
+from bot.util.garbage import collect_when_idle, without_collection
 from tests.harness.fakes import ManualClock
 
 
@@ -24,23 +24,22 @@ def old_cycle() -> weakref.ref[Node]:
     return weakref.ref(node)
 
 
-async def test_old_garbage_waits_for_a_quiet_moment() -> None:
-    clock, in_flight, before = ManualClock(), 400, gc.get_threshold()
-    collecting = asyncio.create_task(collect_when_quiet(lambda: in_flight, clock))
+async def test_old_garbage_waits_for_a_pause_or_ten_minutes() -> None:
+    clock, is_idle, before = ManualClock(), False, gc.get_threshold()
+    collecting = asyncio.create_task(collect_when_idle(lambda: is_idle, clock))
     await clock.settle()
     assert gc.get_threshold()[1] < before[1], "the middle generation is collected more often, and is shorter"
     garbage = old_cycle()
     await clock.advance(90.0)
     assert garbage() is not None
-    in_flight = 0
+    is_idle = True
     await clock.advance(30.0)
     assert garbage() is None
-    for number, seconds in ((40, 120.0), (41, 600.0)):
-        in_flight, garbage = number, old_cycle()
-        await clock.advance(seconds - 30.0)
-        assert garbage() is not None
-        await clock.advance(30.0)
-        assert garbage() is None
+    is_idle, garbage = False, old_cycle()
+    await clock.advance(570.0)
+    assert garbage() is not None
+    await clock.advance(30.0)
+    assert garbage() is None
     collecting.cancel()
     await clock.settle()
     assert gc.get_threshold() == before
