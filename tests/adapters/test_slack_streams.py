@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from bot.domain import Action, Status
 from tests.adapters.growing import grow
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import AskingInChats, SlackServer
 from tests.harness.slack_harness import answered, asked, becomes, bots, running, trouble_at
 
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 LONG = "第一段。 A word, `code` and **bold**.\n\n" * 60
 
 
@@ -202,6 +205,30 @@ async def test_slacks_stop_control_stops_an_answer_that_is_edited(harness: Harne
         await agent.stop_session(agent.seen()[-1].id)
         await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
     assert bots(agent.seen())[0].startswith("one two three")
+
+
+async def test_slacks_stop_control_stops_an_answer_whose_stream_is_being_started(
+    harness: Harness, agent: SlackServer
+) -> None:
+    go_on = asyncio.Event()
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("chat.startStream"):
+            await go_on.wait()
+        return None
+
+    agent.gate.guard = guard
+    harness.engine.add(["one two ", asyncio.Event()])
+    async with running(harness, agent):
+        question = await agent.say("count")
+        await harness.engine.asked(1)
+        await agent.until(lambda: set(agent.agents.sessions.values()) == {"processing"})
+        await agent.stop_session(question)
+        async with asyncio.timeout(TIMEOUT):
+            while [row.status for row in await harness.store.said_since("slack", LONG_AGO)] != [Status.ANSWERED]:
+                pass
+        go_on.set()
+        await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
 
 
 async def test_somebody_else_who_uses_slacks_stop_control_is_told_why_the_answer_goes_on(

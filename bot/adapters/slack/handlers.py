@@ -35,7 +35,7 @@ from bot.adapters.slack.prompts import SuggestedPrompts
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import called_by
 from bot.chat.intake import Intake
-from bot.domain import Action, Author, ChannelKey, IncomingMessage
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable
 from bot.util.aio import BackgroundTasks, detach_on_cancel
 from bot.util.recent import RecentDict
@@ -159,20 +159,22 @@ class SlackHandlers:
         user = id_of(event, "user")
         channel = ChannelKey(PLATFORM, id_of(event, "channel"), text_of(event, "thread_ts") or None)
         by, locale = Author(PLATFORM, user, ""), await self._parser.locale_of(user)
-        notices = [
-            await self._complete(self._inbox.press(channel, ts, Action.STOP, by, locale=locale))
-            for ts in self._growing(channel)
-        ]
+        notices = []
+        for exchange, ts in self._growing(channel):
+            if ts is not None:
+                work = self._inbox.press(channel, ts, Action.STOP, by, locale=locale)
+                notices.append(await self._complete(work))
+            elif self._intake.access.may_control(by, exchange):
+                self._intake.exchanges.stop(exchange)  # Slack shows the control before the stream has an id
         for sentence in dict.fromkeys(filter(None, notices)):
             text = self._messenger.format.render(sentence)
             await try_call(self._messenger.send_ephemeral(channel, user, text), _TIMEOUT)
 
-    def _growing(self, channel: ChannelKey) -> list[str]:
-        """Return the first message of each reply in a conversation that is not complete."""
+    def _growing(self, channel: ChannelKey) -> list[tuple[Exchange, str | None]]:
+        """Return the exchanges of a conversation whose replies are begun and not complete, with the first messages."""
         exchanges = self._intake.exchanges
         workers = [exchanges.find(exchange) for exchange in exchanges.queues.in_channel(channel)]
-        firsts = [worker.parts[0].id for worker in workers if worker is not None and worker.parts]
-        return [ts for ts in firsts if ts is not None]
+        return [(worker.exchange, worker.parts[0].id) for worker in workers if worker is not None and worker.parts]
 
     async def on_other(self) -> None:
         """Acknowledge an event that needs no action."""
