@@ -156,7 +156,9 @@ class HttpProtocol(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         self._watch_body()
-        if self._is_old and self.cycle is not None and _CLOSE not in self.cycle.default_headers:
+        if not self._is_old or self.cycle is None:  # before a request
+            return
+        if _CLOSE not in self.cycle.default_headers:
             self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]
 
     def connection_lost(self, exc: Exception | None) -> None:
