@@ -61,7 +61,7 @@ def _leaves(table: Mapping[str, Any], path: Key = ()) -> Iterator[tuple[Key, Any
 def _shown(key: Key, value: object, known: Mapping[Key, FieldInfo]) -> str | None:
     if value is None:
         return None
-    # A setting may be a table of its own, such as server.keys.
+    # A setting may be a table, such as server.keys.
     fields = [field for end in range(1, len(key) + 1) if (field := known.get(key[:end])) is not None]
     if any(map(is_secret_name, key)) or any(is_secret(each) and not is_address(each) for each in fields):
         return WITHHELD

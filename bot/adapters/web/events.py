@@ -30,7 +30,7 @@ def encode(update: dict[str, Any]) -> bytes:
     >>> encode({"text": "a"})
     b'data: {"text": "a"}\n\n'
     """
-    # Not json.dumps: it is one call of C code, in which the event loop stands still although this runs in a thread.
+    # json.dumps would hold the interpreter's lock until its end, and stop the event loop from a thread too.
     pieces = (piece.encode("utf-8", "replace") for piece in _ENCODER.iterencode(update))
     return b"".join((b"data: ", *pieces, b"\n\n"))
 

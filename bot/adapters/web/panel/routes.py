@@ -95,7 +95,7 @@ async def _undo(call: PanelCall) -> str:
     (last,) = await intake.choices.changes(scope, 1)
     if last.setting not in WRITTEN or last == changes[0] or call.sources.show_texts:
         return notice
-    value = shown_value(last, call.translate)  # the notice has the words that somebody wrote
+    value = shown_value(last, call.translate)  # the notice quotes the texts that were set
     return call.translate("Undone: {setting} = {value}").format(setting=last.setting, value=value)
 
 

@@ -8,7 +8,7 @@ from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Failed attempts of one address in so many seconds, and the addresses that are remembered.
+# Failed attempts of one address in SECONDS, and the number of addresses in memory.
 MOST_ATTEMPTS = 10
 SECONDS = 60.0
 MOST_ADDRESSES = 1_000
