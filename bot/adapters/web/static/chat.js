@@ -492,7 +492,7 @@ $("form").addEventListener("submit", (event) => { event.preventDefault(); ask();
 field.addEventListener("keydown", (event) => { if (isSend(event)) { event.preventDefault(); ask(); } });
 field.addEventListener("input", fit);
 $("new").addEventListener("click", begin);
-$("older").addEventListener("click", () => { listed += 100; sessionStorage.setItem("listed", listed); connect(); });
+$("older").addEventListener("click", () => { listed = Math.min(listed + 100, 10000); sessionStorage.setItem("listed", listed); connect(); });
 $("menu").addEventListener("click", () => { menu(true); $("close").focus(); });
 $("close").addEventListener("click", () => { menu(false); $("menu").focus(); });
 $("shade").addEventListener("click", () => menu(false));
