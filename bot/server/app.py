@@ -94,8 +94,9 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes), frozenset(origins)),
+            # Around the guard: a page of an allowed origin sends its preflight without a key, and reads refusals.
             Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]),
+            Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes), frozenset(origins)),
         ],
         exception_handlers={
             ApiError: _refuse,
@@ -195,7 +196,7 @@ class Guard:
             await send(message)
 
         try:
-            self._admit(Headers(scope=scope), scope["method"], client)
+            self._admit(Headers(scope=scope), client)
             await self._app(scope, receive, observe)
         except ApiError as error:
             await write_error(error)(scope, receive, observe)
@@ -205,14 +206,14 @@ class Guard:
             self._backend.metrics.api_requests.labels(path, str(status)).inc()
             self._backend.metrics.api_seconds.labels(path).observe(self._clock.now() - began)
 
-    def _admit(self, headers: Headers, method: str, client: Client) -> None:
+    def _admit(self, headers: Headers, client: Client) -> None:
         """Name the client by its key; raise ApiError if it may not use the server."""
         origin = headers.get("Origin")
         if _name(headers.get("Host", "")) not in self._hosts:
             raise ApiError(403, "this host name is not the server's: see server.hosts")
         if origin is not None and origin not in self._origins:
             raise ApiError(403, "web pages of this origin may not use the server: see server.origins")
-        if not self._digests or method == "OPTIONS":
+        if not self._digests:
             return
         # Always hashed: the `sha256:` of a setting is no key.
         sent = _digest(_bearer(headers.get("Authorization", "")))

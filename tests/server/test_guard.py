@@ -111,6 +111,22 @@ class TestKeys:
                 "https://chat.example.org",
             )
 
+    @pytest.mark.parametrize(
+        ("origin", "status", "readable_by"),
+        [("https://chat.example.org", 401, "https://chat.example.org"), ("https://evil.example.org", 403, None)],
+    )
+    async def test_named_pages_alone_can_read_a_refusal(
+        self, http: aiohttp.ClientSession, origin: str, status: int, readable_by: str | None
+    ) -> None:
+        async with http.post("/", data=BODY, headers={"Origin": origin}) as response:
+            assert (response.status, response.headers.get("Access-Control-Allow-Origin")) == (status, readable_by)
+
+    async def test_a_preflight_of_another_page_is_refused(self, http: aiohttp.ClientSession) -> None:
+        asked = {"Origin": "https://evil.example.org", "Access-Control-Request-Method": "POST"}
+        async with http.options("/", headers=asked) as response:
+            assert response.status == 400
+            assert "Access-Control-Allow-Origin" not in response.headers
+
 
 class TestAliases:
     @pytest.fixture
