@@ -99,9 +99,13 @@ async def _ending(scene: SignalScene, bot: BotProcess) -> None:
 
 
 async def _starting(scene: SignalScene, bot: BotProcess) -> None:
-    # Earlier, Python itself has not started: on a busy machine that takes seconds.
-    await until(lambda: bot.process.returncode is not None or _handles(bot.process.pid, signal.SIGTERM))
+    await _begun(bot)
     await asyncio.sleep(scene.chance.uniform(0.0, 1.7))
+
+
+async def _begun(bot: BotProcess) -> None:
+    """Wait until SIGTERM has a handler; before, Python itself has not started, which takes seconds on a busy machine."""
+    await until(lambda: bot.process.returncode is not None or _handles(bot.process.pid, signal.SIGTERM))
 
 
 def _handles(pid: int, number: signal.Signals) -> bool:
@@ -116,7 +120,8 @@ def _handles(pid: int, number: signal.Signals) -> bool:
 
 async def _loading(scene: SignalScene, bot: BotProcess) -> None:
     await scene.ask(5)
-    await asyncio.sleep(scene.chance.uniform(1.5, 4.0))
+    await _begun(bot)
+    await asyncio.sleep(scene.chance.uniform(1.2, 3.7))
 
 
 async def _idle(scene: SignalScene, bot: BotProcess) -> None:
