@@ -231,14 +231,12 @@ class Redaction:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets: frozenset[str] = frozenset()
-        self._known = re.compile(r"(?!)")
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
         """Redact these too, and go on with those before: an old key may still be valid elsewhere."""
         # Shorter ones are not tokens, but may be common words.
-        self._secrets |= {secret for secret in secrets if len(secret) >= 6}
-        long = self._secrets
+        long = self._secrets = self._secrets | {secret for secret in secrets if len(secret) >= 6}
         # Secrets also appear as repr, as JSON or both, URL-encoded, and as base64 in headers.
         encoded = [base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode() for secret in long]
         escaped = [form for secret in long for form in (quote(secret, safe=""), quote(secret), quote_plus(secret))]
