@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from bot.config.secrets import has_raw_at_sign
 from bot.errors import StoreError
+from bot.storage.sqlite_driver import Driver, OneCallConnection
 
 # In seconds.
 BUSY_TIMEOUT = 5.0  # for another program's lock
@@ -135,6 +136,7 @@ def _file_pool(
         pool_size=pool_size,
         max_overflow=0,
         json_deserializer=_load_json,
+        module=Driver(),
     )
     _configure_sqlite(engine.sync_engine, begin, busy_timeout, query_only=query_only)
     return engine
@@ -228,8 +230,12 @@ def _configure_sqlite(engine: Engine, begin: str, busy_timeout: float, *, query_
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        # VACUUM and some pragmas do not work in a transaction.
-        if not connection.get_execution_options().get("skip_begin"):
+        if connection.get_execution_options().get("skip_begin"):
+            return  # VACUUM and some pragmas do not work in a transaction
+        driver: Any = connection.connection.dbapi_connection
+        if isinstance(driver, OneCallConnection):
+            driver.begin = begin
+        else:
             connection.exec_driver_sql(begin)
 
 
