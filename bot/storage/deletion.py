@@ -216,12 +216,13 @@ class Deletion(OpenStore):
                 await delete_of_exchanges(tx, ids)
                 if beside is not None:
                     await tx.execute(beside)
-            seconds = max(self._clock.now() - began, 0.001)
             is_erased = is_erased and tx.is_erased
             if len(rows) == len(found) < batch:
                 return count, is_erased
             await self._transactions.checkpoint()
-            # A disk or a machine may be slow, and a row of a large database costs more.
+            # A disk or a machine may be slow, and a row of a large database costs more.  A commit waits for the
+            # disk while a checkpoint does.
+            seconds = max(self._clock.now() - began, 0.001)
             if len(rows) == len(found):
                 batch = max(_LEAST_BATCH, min(_BATCH, round(batch * _MOST_SECONDS / seconds)))
 

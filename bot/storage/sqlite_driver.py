@@ -7,6 +7,7 @@ that thread and then the event loop, which costs more CPU time than most stateme
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import aiosqlite
@@ -55,10 +56,8 @@ def _run(
     """Execute a statement; return its rows, and its cursor, closed, for its description and counts."""
     if begin is not None:
         connection.execute(begin)
-    cursor = execute(connection, operation, parameters)
-    rows = deque(cursor.fetchall() if cursor.description else ())
-    cursor.close()
-    return cursor, rows
+    with closing(execute(connection, operation, parameters)) as cursor:
+        return cursor, deque(cursor.fetchall() if cursor.description else ())
 
 
 class OneCallConnection(AsyncAdapt_aiosqlite_connection):

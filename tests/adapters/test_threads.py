@@ -15,6 +15,7 @@ from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.errors import StoreError
 from tests.harness import slack_harness, telegram_harness
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers import discord_payloads as payloads
@@ -382,9 +383,14 @@ async def test_on_telegram_a_kill_leaves_one_answer(tmp_path: Path, call: str, i
             return [text for name in group.topics for text in answers(telegram, name)]
 
         telegram.script = script
-        async with make_harness(tmp_path) as harness, telegram_harness.running(telegram, harness):
+        # An answer that is whole before its message is due is sent at once, without an edit.
+        is_growing = asyncio.Event()
+        slow = ScriptedEngine(default=["o", is_growing, "k"])
+        async with make_harness(tmp_path, slow) as harness, telegram_harness.running(telegram, harness):
             configure(harness, "telegram")
             await telegram.say("what is a shell")
+            await telegram.until(lambda: bool(shown()) or reached.is_set())
+            is_growing.set()
             await reached.wait()
         async with make_harness(tmp_path) as harness, telegram_harness.running(telegram, harness):
             configure(harness, "telegram")

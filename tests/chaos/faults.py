@@ -47,7 +47,9 @@ class Disk:
         """Limit the file to `pages` of 4 KiB; a file that is larger keeps its size."""
         for connection in self.connections:
             with suppress(ValueError):  # the connection is closed
-                await connection.execute(f"PRAGMA max_page_count={pages}")
+                # Closed, because an open cursor keeps the snapshot that its connection reads.
+                async with connection.execute(f"PRAGMA max_page_count={pages}"):
+                    pass
 
 
 @contextmanager
