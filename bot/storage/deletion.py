@@ -58,10 +58,10 @@ from bot.storage.vault import AnyRow, WriteTransaction
 
 # Rows of one transaction of a deletion, at least and at most; and the seconds that others wait for one.
 # With fewer, a batch hardly takes less: its dozen statements cost most.
-_LEAST_BATCH, _BATCH = 100, 500
+_LEAST_BATCH, _BATCH = 50, 500
 # Their further messages, of which a question may have fifty.
 _MOST_FURTHER = 1_000
-_MOST_SECONDS = 0.05
+_MOST_SECONDS = 0.03
 
 # What is read of rows that are blanked, and of those whose quotations are deleted.
 _ERASED = [exchanges.c.id, exchanges.c.kind, *(exchanges.c[name] for name in key_columns(exchanges))]
