@@ -300,6 +300,12 @@ async def test_a_longer_chat_has_more_tokens(subject: Subject) -> None:
     assert 0 < subject.engine.count_tokens(short) < subject.engine.count_tokens(long)
 
 
+async def test_a_text_has_a_piece_for_each_of_its_ids(subject: Subject) -> None:
+    tokens = subject.engine.tokenize("hello, 你好")
+    if tokens is not None:  # else the tokenizer is elsewhere
+        assert len(tokens.ids) == len(tokens.pieces) > 0
+
+
 async def test_a_prompt_beyond_the_context_is_rejected_with_its_numbers(subject: Subject) -> None:
     long = ask("too long " * 200)
     with pytest.raises(PromptTooLong) as caught:
