@@ -1,39 +1,35 @@
 """The snippets on the page about commands work."""
 
 import io
-import secrets
 from dataclasses import fields
 
-import pytest
 from babel.messages.pofile import read_po
 
-from bot.chat import commands
 from bot.chat.command_table import CommandContext
-from tests.chat import test_commands
-from tests.harness.harness import Harness
-from tests.project.snippets import DOCS, execute_in, names_in, snippets
+from tests.project.snippets import DOCS, checkout, names_in, snippets
 
 PAGE = "ADDING_A_COMMAND.md"
 COMMAND, TESTS = snippets(PAGE)
 (CATALOGUE,) = snippets(PAGE, "po")
 
-
-@pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the page's command for one test."""
-    monkeypatch.setitem(commands.COMMANDS, "roll", commands.COMMANDS["help"])
-    execute_in(commands, COMMAND, PAGE, secrets=secrets)
-
-
-@pytest.mark.usefixtures("added")
-@pytest.mark.parametrize("name", names_in(TESTS))
-async def test_the_command_passes_its_test(name: str, harness: Harness) -> None:
-    await execute_in(test_commands, TESTS, PAGE)[name](harness)
+IN_THE_MENU = """\
+# tests/chat/test_commands.py
+def test_roll_is_in_the_menu() -> None:
+    assert "roll" in [command.name for command in menu()]
+"""
 
 
-@pytest.mark.usefixtures("added")
-def test_the_command_is_in_the_menu() -> None:
-    assert "roll" in [command.name for command in commands.menu()]
+def test_the_snippets_work_in_their_files() -> None:
+    with checkout() as copy:
+        for snippet in (COMMAND, TESTS, IN_THE_MENU):
+            copy.write(snippet)
+        copy.replace("docs/slack-manifest.yaml", " | usage | help", " | usage | roll | help")
+        asks_for_the_manifest = "test_the_manifest_requests_the_scopes_and_commands_in_use"
+        copy.run_tests(
+            *names_in(TESTS),
+            *names_in(IN_THE_MENU),
+            f"tests/adapters/test_slack_connection.py::{asks_for_the_manifest}",
+        )
 
 
 def test_the_page_names_what_a_command_may_work_with() -> None:

@@ -1,12 +1,14 @@
 """The snippets on the page about platforms work: a Matrix adapter on a small Matrix server."""
 
 import asyncio
+import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from types import ModuleType
-from typing import Any, assert_never
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,14 +17,14 @@ from pydantic import SecretStr
 
 from bot import adapters
 from bot.adapters.base import Adapter
+from bot.adapters.inbox import Inbox
 from bot.adapters.response import MOST_BYTES
-from bot.chat.intake import Intake
-from bot.chat.worker import Worker
 from bot.config.platform_ids import check_platform_id
 from bot.config.schema import AdapterSection
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.messenger import Messenger
-from bot.domain import ChannelKey, Delta, Finished, IncomingMessage, Notice, Queued, Status
+from bot.delivery.replies import Replies
+from bot.domain import ChannelKey, Queued, Status, Thought
 from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformError, PlatformUnavailable, RateLimited
 from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
@@ -145,10 +147,9 @@ class MatrixServer:
 @pytest.fixture(autouse=True)
 def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Make the page's files importable; return the settings."""
-    define(monkeypatch, "bot.adapters.matrix", "", PAGE)
-    settings = define(monkeypatch, "bot.adapters.matrix.settings", SETTINGS, PAGE)
-    for name, code in (("client", CLIENT), ("parse", PARSE), ("messenger", MESSENGER), ("adapter", ADAPTER)):
-        define(monkeypatch, f"bot.adapters.matrix.{name}", code, PAGE)
+    settings = define(monkeypatch, SETTINGS)
+    for code in (CLIENT, PARSE, MESSENGER, ADAPTER):
+        define(monkeypatch, code)
     return settings
 
 
@@ -315,21 +316,30 @@ async def test_a_deleted_message_can_be_neither_edited_nor_deleted(page: ModuleT
             await messenger.delete(CHANNEL, sent)
 
 
-async def test_a_platform_without_edits_gets_the_whole_reply(harness: Harness) -> None:
-    page_imports = (Delta, Finished, IncomingMessage, Intake, Notice, Queued, Worker)
-    scope: dict[str, Any] = {each.__name__: each for each in page_imports}
-    scope |= {"Awaitable": Awaitable, "Callable": Callable, "assert_never": assert_never, "partial": partial}
-    exec(compile(WITHOUT_EDITS, PAGE, "exec"), scope)
+async def test_a_platform_without_edits_gets_the_whole_reply(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = define(monkeypatch, WITHOUT_EDITS)
     sent: list[str] = []
 
     async def send(text: str) -> None:
         sent.append(text)
 
-    harness.engine.add(["Hel", "lo"])
+    harness.engine.add([Queued(1), Thought("hm"), "Hel", "lo"])
     message = a_message("hello")
-    await scope["reply"](harness.intake, send, message)
-    await scope["reply"](harness.intake, send, message)
+    await adapter.reply(harness.intake, send, message)
+    await adapter.reply(harness.intake, send, message)
     assert sent == ["Hello"]
     row = await harness.store.find(message.channel, message.id)
     assert row is not None
     assert row.status is Status.DELIVERED
+
+
+def test_the_calls_that_the_page_names_exist(harness: Harness) -> None:
+    clock = FastClock()
+    client: Any = None
+    messenger = sys.modules["bot.adapters.matrix.messenger"].MatrixMessenger(client, 1.5)
+    replies = Replies(harness.intake, messenger, clock)
+    objects = {"intake": harness.intake, "inbox": Inbox("matrix", harness.intake, replies, clock)}
+    named = re.findall(r"\b(intake|inbox)\.([a-z_.]*[a-z_])", (DOCS / PAGE).read_text(encoding="utf-8"))
+    assert named
+    for name, attributes in named:
+        attrgetter(attributes)(objects[name])

@@ -1,34 +1,52 @@
 """The snippets on the page about HTTP routes work."""
 
-import httpx
-import pytest
-from prometheus_client import CollectorRegistry
-from starlette.routing import Route
-
-from bot import __version__
-from bot.observability import http
-from bot.observability.health import Components, Health
-from tests.harness.fakes import ManualClock
-from tests.project.snippets import define, execute_in, names_in, snippets
+from tests.project.snippets import checkout, file_of, names_in, snippets
 
 PAGE = "ADDING_AN_API.md"
-HANDLER, ROUTE, APP, TESTS = snippets(PAGE)
+VERSION, VERSION_ROUTE, PIECES, PIECES_ROUTE, DESCRIPTION, TESTS = snippets(PAGE)
+
+VERSION_TEST = """\
+# tests/observability/test_http.py
+from bot import __version__
 
 
-async def test_the_route_for_operators_answers() -> None:
-    added = execute_in(http, HANDLER, PAGE, __version__=__version__)
-    route = eval(ROUTE, {**vars(http), **added})
-    assert isinstance(route, Route)
-    app = http.create_app(Health(Components(), 60.0, ManualClock()), CollectorRegistry())
-    app.routes.append(route)
+async def test_the_version_is_served(parts: Components) -> None:
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    async with serve_operations(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
+        async with http.get(f"http://127.0.0.1:{port}/version") as response:
+            assert await response.json() == {"version": __version__}
+"""
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:
-        assert (await client.get("/version")).json() == {"version": __version__}
-        assert (await client.get("/livez")).text == "alive\n"
+EVENTS_TEST = """\
+# tests/server/test_pieces.py
+from typing import get_args
+
+from bot.domain import Delta, EngineEvent, Fallback, Finished, FinishReason, Queued, Thought
 
 
-@pytest.mark.parametrize("name", names_in(TESTS))
-async def test_the_api_for_users_passes_its_test(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    define(monkeypatch, "bot.server", "", PAGE)
-    define(monkeypatch, "bot.server.app", APP, PAGE)
-    await getattr(define(monkeypatch, "page_tests", TESTS, PAGE), name)()
+async def test_every_event_of_an_engine_is_handled(http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+    events = [Queued(1), Fallback("other"), Thought("hm"), Delta("hello"), Finished(FinishReason.STOP)]
+    assert {type(event) for event in events} == set(get_args(EngineEvent))
+    engine.add(events)
+    assert await ask(http) == [{"model": "other"}, {"text": "hello"}, {"finished": "stop"}]
+"""
+
+
+def test_the_snippets_work_in_their_files() -> None:
+    with checkout() as copy:
+        for snippet in (VERSION, PIECES, TESTS, VERSION_TEST, EVENTS_TEST):
+            copy.write(snippet)
+        copy.insert(VERSION_ROUTE, 'Route("/livez", livez), ')
+        copy.insert(PIECES_ROUTE, 'post("/tokenize", tokenize),\n')
+        copy.insert(DESCRIPTION, "PATHS: dict[str, dict[str, Any]] = {\n")
+        path, _ = file_of(PIECES)
+        copy.write(f"# bot/server/app.py\nfrom {'.'.join(path.with_suffix('').parts)} import pieces\n")
+        openapi = "tests/server/test_openapi.py"
+        copy.run_tests(
+            *names_in(TESTS),
+            *names_in(VERSION_TEST),
+            *names_in(EVENTS_TEST),
+            f"{openapi}::test_it_is_served_and_valid",
+            f"{openapi}::test_it_has_every_route",
+            f"{openapi}::test_each_example_is_answered_as_it_says[/pieces]",
+        )
