@@ -6,8 +6,10 @@ while it is open or answered and no worker of this process has claimed it; claim
 processes are void.  Each write of a worker names its fence, so that a worker whose claim was
 revoked changes nothing any more.
 
-`bot/chat/exchanges.py` performs the transitions; `bot/storage/sql.py` makes each of them one
-statement whose WHERE clause comes from this table, so that an illegal one changes no row.
+`bot/chat/exchanges.py` performs the transitions, except EXPIRE (bot/storage/retention.py) and the
+CLEAR of rows whose keys are lost (bot/storage/lost_keys.py).  The store's statements for them take
+their WHERE clauses from this table (`change` and `allowed` in bot/storage/conditions.py), so that
+an illegal one changes no row.
 """
 
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ RELEASE = Transition(_UNFINISHED, None, ClaimEffect.RELEASE, needs_claim=True)
 RECORD_PART = Transition(_UNFINISHED, None, ClaimEffect.KEEP, needs_claim=True)
 # A thread was opened for the answer, which is shown there.
 MOVE = Transition(_UNFINISHED, None, ClaimEffect.KEEP, needs_claim=True)
-# The files of the message were read, or could not be.
+# The files of the message, or what was said before it, were read, or could not be.
 RECORD_FILES = Transition(frozenset({Status.OPEN}), None, ClaimEffect.KEEP, needs_claim=True)
 # The answer is complete, or partial after a stop, a time limit or a fault; or a sentence instead of one.
 # From ANSWERED too: the acknowledgement of an earlier try may have been lost.
@@ -55,7 +57,7 @@ ANSWER = Transition(_UNFINISHED, Status.ANSWERED, ClaimEffect.KEEP, needs_claim=
 COMPLETE = Transition(frozenset({Status.ANSWERED}), Status.DELIVERED, ClaimEffect.RELEASE, needs_claim=True)
 # The platform will never show it.
 FAIL = Transition(_UNFINISHED, Status.FAILED, ClaimEffect.RELEASE, needs_claim=True)
-# The question was edited, or /retry or Regenerate asks for another answer.
+# The question was edited or got another part, or /retry or Regenerate asks for another answer.
 REQUEUE = Transition(_KNOWN, Status.OPEN, ClaimEffect.TAKE, needs_claim=False)
 # Its message was deleted, or /clear or /forget me covers it.
 CLEAR = Transition(_KNOWN, Status.CLEARED, ClaimEffect.REVOKE, needs_claim=False)
