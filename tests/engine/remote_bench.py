@@ -7,6 +7,7 @@ from typing import Any
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, SamplingParams
 from bot.engine.backends.remote import RemoteEngine
+from bot.util.clock import Clock
 from tests.harness.fakes import FastClock
 from tests.harness.servers.model_server import STOPPED, ModelServer, event
 
@@ -16,9 +17,9 @@ QUESTION = ChatRequest((ChatMessage("user", "why?"),), SamplingParams(seed=5, ma
 
 
 @asynccontextmanager
-async def remote(*servers: ModelServer, **options: Any) -> AsyncIterator[RemoteEngine]:
+async def remote(*servers: ModelServer, clock: Clock | None = None, **options: Any) -> AsyncIterator[RemoteEngine]:
     section = EngineSection(backend="remote", urls=tuple(each.url for each in servers), **options)
-    async with RemoteEngine(section, FastClock()) as engine:
+    async with RemoteEngine(section, clock or FastClock()) as engine:
         yield engine
 
 

@@ -292,6 +292,26 @@ async def test_a_prompt_that_may_be_too_long_is_counted_by_the_server(owner: str
         assert len(server.bodies) == 1
 
 
+@pytest.mark.parametrize("owner", ["vllm", "llamacpp"])
+@pytest.mark.parametrize(("status", "is_asked_again"), [(503, True), (429, True), (404, False)])
+async def test_a_server_that_did_not_count_is_asked_again_if_that_may_pass(
+    owner: str, status: int, is_asked_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = (ChatMessage("user", "word " * 30),)
+    context = estimate_tokens(messages[0].content) + 20
+    clock = FastClock(1.0)
+    async with ModelServer(owner=owner) as server, remote(server, clock=clock, context_length=context) as engine:
+        server.count_refusal = status
+        await ask(engine, ChatRequest(messages))
+        await ask(engine, ChatRequest(messages))
+        assert server.counted == 1
+        server.count_refusal = None
+        later = clock.now() + 60
+        monkeypatch.setattr(clock, "now", lambda: later)
+        await ask(engine, ChatRequest(messages))
+        assert server.counted == 1 + is_asked_again
+
+
 async def test_a_short_prompt_is_not_counted() -> None:
     async with ModelServer(owner="vllm") as server, remote(server) as engine:
         await ask(engine)

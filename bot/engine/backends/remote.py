@@ -197,9 +197,10 @@ class RemoteEngine:
     async def _count(self, messages: Sequence[ChatMessage]) -> int:
         """Count the tokens of a prompt that may be too long; of a shorter one the estimate is enough."""
         if 2 * self.count_tokens(messages) >= self._context_length:
-            able = (each for each in self._endpoints.all if each.counts_tokens and not each.failures)
+            now = self._clock.now()
+            able = (each for each in self._endpoints.all if each.counts_from <= now and not each.failures)
             if (endpoint := next(able, None)) is not None:
-                tokens = await self._api.count(endpoint, self._model, messages)
+                tokens = await self._api.count(endpoint, self._model, messages, now)
                 if tokens:
                     self._tokens.counted(messages, tokens)
         return self.count_tokens(messages)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import ssl
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -14,7 +15,7 @@ import structlog
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest
 from bot.engine.remote.endpoints import Endpoint, Server
-from bot.engine.remote.errors import SYSTEM, ContextExceeded, ErrorBody, ServerFailed, failure, read_refusal
+from bot.engine.remote.errors import SYSTEM, ContextExceeded, ErrorBody, ServerFailed, failure, may_pass, read_refusal
 from bot.engine.remote.stream import CompletionChunk, read_chunks
 from bot.engine.thoughts import after_thoughts
 from bot.errors import EngineMisconfigured, PicturesRefused
@@ -27,6 +28,8 @@ _LONGEST_BODY = 2**20
 _LONGEST_COUNT = 2**24
 # Seconds for the list of models, for counting tokens, and for the usage after an answer.
 _SHORT_CALL = 5.0
+# Seconds without a count after a failure that may pass: each would delay a long prompt.
+_COUNT_AGAIN = 60.0
 
 # What a server may not know: such a parameter is left out once it was refused.
 _OPTIONAL = frozenset({"top_k", "seed", "top_p", "temperature", "stop", "stream_options"})
@@ -79,8 +82,11 @@ class ServerApi:
                 log.info("a model server does not tell its context", server=endpoint.host)
         return models
 
-    async def count(self, endpoint: Endpoint, model: str, messages: Sequence[ChatMessage]) -> int | None:
-        """Return the tokens of the prompt's texts as the server counts them; None if it does not."""
+    async def count(self, endpoint: Endpoint, model: str, messages: Sequence[ChatMessage], now: float) -> int | None:
+        """Return the tokens of the prompt's texts as the server counts them; None if it does not.
+
+        After a failure it is not asked again, or, if that may pass, for a minute.
+        """
         chat = _chat([replace(message, pictures=()) for message in messages])
         try:
             match endpoint.server:
@@ -95,7 +101,7 @@ class ServerApi:
                     return None
             return int(counted)
         except (ServerFailed, httpx.HTTPError, LookupError, TimeoutError, TypeError, ValueError) as error:
-            endpoint.counts_tokens = False
+            endpoint.counts_from = now + _COUNT_AGAIN if may_pass(error) else math.inf
             log.info("a model server does not count tokens", server=endpoint.host, error=type(error).__name__)
             return None
 

@@ -1,5 +1,6 @@
 """The servers of a remote engine: which one takes the next request, and which one rests."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Endpoint:
     is_silent: bool = False  # its last failure was a time limit
     is_loading: bool = False
     is_misconfigured: bool = False  # its operator has to change something
-    counts_tokens: bool = True  # until it fails to
+    counts_from: float = -math.inf  # when it may be asked to count tokens
     begins_thinking: bool = False  # its model's template has the opening tag
     context_length: int | None = None
     most_pictures: int = 0  # that it takes with a prompt

@@ -128,6 +128,13 @@ class ServerFailed(Exception):
         super().__init__(why)
 
 
+def may_pass(error: Exception) -> bool:
+    """Return whether a failed call may succeed later, without anybody changing something."""
+    if isinstance(error, ServerFailed):
+        return error.is_loading or error.status in _PASSING
+    return isinstance(error, (httpx.HTTPError, TimeoutError))
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """A refused request: `message` may quote the prompt, and is never logged or shown."""

@@ -46,6 +46,7 @@ class ModelServer:
         self.tokens_per_word = 1
         self.prefills = True
         self.counted = 0
+        self.count_refusal: int | None = None  # status
         self.script: deque[Behaviour] = deque()
         self.default: Behaviour = say()
         self.bodies: list[dict[str, Any]] = []
@@ -107,6 +108,8 @@ class ModelServer:
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.counted += 1
+        if self.count_refusal is not None:
+            return web.json_response({"detail": "not now"}, status=self.count_refusal)
         if self.owner == "vllm" and "messages" in body:
             words = " ".join(text_of(message["content"]) for message in body["messages"]).split()
         elif self.owner == "llamacpp" and "content" in body:
