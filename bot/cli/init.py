@@ -66,6 +66,10 @@ def init(folder: Path, yes: bool, overwrite: bool, **options: Any) -> None:
         service = choices.service
         if service is None:
             service = "none" if interview is None else interview.service(setup, has_checkout=has_checkout)
+        if service in ("user", "system") and not any(key[0] == "adapters" for key in setup.secrets):
+            raise click.UsageError(
+                f"--service {service} needs a platform: without one the bot chats in a terminal, and a service has none"
+            )
         texts = files_of(setup, folder, SETTINGS, os.environ)
         private = [path for path in texts if path != config]
         texts |= _service_files(service, folder, setup, private)
