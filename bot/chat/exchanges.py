@@ -227,6 +227,11 @@ class Exchanges:
         worker = self._workers.get(exchange.id)
         return worker if worker is not None and worker.exchange.fence == exchange.fence else None
 
+    def in_flight(self, channel: ChannelKey, number: int) -> Exchange | None:
+        """Return the exchange with this id, if it is in flight and of this channel."""
+        worker = self._workers.get(number)
+        return worker.exchange if worker is not None and worker.exchange.message.channel == channel else None
+
     def worker(self, exchange: Exchange) -> Worker:
         """Return the worker that holds the claim of `exchange`.
 

@@ -47,6 +47,12 @@ def keyed_by_exchange(source: str) -> set[str]:
     return found
 
 
+def kept_beside_the_owner(bot: Path) -> dict[str, list[str]]:
+    """Return the containers keyed by an exchange outside OWNER, by module."""
+    found = {path: sorted(keyed_by_exchange(path.read_text(encoding="utf-8"))) for path in sorted(bot.rglob("*.py"))}
+    return {name: kept for path, kept in found.items() if kept and (name := str(path.relative_to(bot))) != OWNER}
+
+
 def _lookups(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
     match node:
         case ast.Subscript(container, key):
@@ -88,16 +94,11 @@ def main() -> None:
     lines = lines_per_package(bot)
     for package, number in [*sorted(lines.items()), ("all", lines.total())]:
         print(f"lines of {package:<16}{number:>6,}")
-    keyed = {
-        str(path.relative_to(bot)): sorted(keyed_by_exchange(path.read_text(encoding="utf-8")))
-        for path in sorted(bot.rglob("*.py"))
-        if str(path.relative_to(bot)) != OWNER
-    }
+    keyed = kept_beside_the_owner(bot)
     print(f"keyed by an exchange, outside {OWNER}: {sum(map(len, keyed.values()))}")
     twice = class_names(bot)
     for module, attributes in keyed.items():
-        if attributes:
-            print(f"    {module}: {', '.join(attributes)}")
+        print(f"    {module}: {', '.join(attributes)}")
     print(f"class names with two meanings: {len(twice)}")
     for name, modules in sorted(twice.items()):
         print(f"    {name}: {', '.join(modules)}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.project.sizes import class_names, keyed_by_exchange, top_of
+from tests.project.sizes import class_names, kept_beside_the_owner, keyed_by_exchange, top_of
 from tests.project.warm_path import traced
 
 BOT = Path(__file__).parents[2] / "bot"
@@ -25,6 +25,10 @@ def test_the_top_of_bot_has_at_most_seven_modules() -> None:
 def test_containers_keyed_by_an_exchange_are_found() -> None:
     assert keyed_by_exchange("if exchange.id in self._owed: self._tasks.pop(exchange.id)") == {"_owed", "_tasks"}
     assert keyed_by_exchange("self._titles[message.id]; titles[exchange.id]") == set()
+
+
+def test_only_the_owner_of_exchanges_keeps_what_is_keyed_by_one() -> None:
+    assert kept_beside_the_owner(BOT) == {}
 
 
 def test_class_names_with_two_meanings_are_found(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class TelegramAdapter:
                 intake.context.before[PLATFORM] = self._context.before
                 intake.exchanges.on_deletion[PLATFORM] = self._context.drop
                 handlers = TelegramHandlers(
-                    bot, me, self._settings, intake, inbox, messenger, background, self._clock, self._context, drafts
+                    bot, me, self._settings, intake, inbox, messenger, background, self._clock, self._context
                 )
                 intake.access.register_managers(PLATFORM, handlers.is_manager)
                 intake.access.register_missing(PLATFORM, handlers.missing)

@@ -15,7 +15,7 @@ from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.format import Format, Rendered, simpler_formats
 from bot.delivery.markdown.split import Splitter, join
 from bot.delivery.pacer import Pacer
-from bot.domain import ChannelKey, Delta, Exchange, Kind
+from bot.domain import Delta, Exchange, Kind
 from bot.errors import MarkupRefused, PlatformError, RateLimited
 from bot.util.aio import race
 from bot.util.clock import Clock
@@ -39,7 +39,6 @@ class Drafts:
     def __init__(self, bot: Bot, settings: TelegramSection, clock: Clock, messenger: TelegramMessenger) -> None:
         self._bot = bot
         self._messenger = messenger
-        self._shown: dict[int, Exchange] = {}
         self._interval = settings.draft_interval
         self._clock = clock
 
@@ -50,7 +49,6 @@ class Drafts:
         texts: list[str] = []
         known = ReplyStream()
         is_complete = asyncio.Event()
-        self._shown[exchange.id] = exchange
         previewing = asyncio.create_task(self._preview(exchange, texts, pacer, is_complete))
         try:
             async for event in stream:
@@ -60,15 +58,9 @@ class Drafts:
             is_complete.set()
             await previewing
         finally:
-            self._shown.pop(exchange.id, None)
             previewing.cancel()
             await asyncio.gather(previewing, return_exceptions=True)
         return known
-
-    def find(self, channel: ChannelKey, draft: int) -> Exchange | None:
-        """Return the exchange whose draft this chat shows now."""
-        exchange = self._shown.get(draft)
-        return exchange if exchange is not None and exchange.message.channel == channel else None
 
     async def _preview(self, exchange: Exchange, texts: list[str], pacer: Pacer, is_complete: asyncio.Event) -> None:
         """Show as much of the answer's end as one message can hold, until it is complete."""

@@ -16,7 +16,6 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
 from bot.adapters.telegram.context import TelegramContext
-from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.forms import FormEvent, keyboard
 from bot.adapters.telegram.guests import is_guest
 from bot.adapters.telegram.messenger import NO_RIGHT, TelegramMessenger
@@ -85,7 +84,6 @@ class TelegramHandlers:
     _background: BackgroundTasks
     _clock: Clock
     _context: TelegramContext
-    _drafts: Drafts | None = None
     _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
     _inline_calls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_INLINE_CALLS))
@@ -229,7 +227,7 @@ class TelegramHandlers:
                 assert_never(unknown)
 
     def _stop(self, stopped: DraftStopped) -> None:
-        exchange = None if self._drafts is None else self._drafts.find(stopped.channel, stopped.draft)
+        exchange = self._intake.exchanges.in_flight(stopped.channel, stopped.draft)
         if exchange is not None and self._intake.access.may_control(stopped.by, exchange):
             self._intake.exchanges.stop(exchange)
 
