@@ -135,7 +135,7 @@ class Checkout:
     def run_tests(self, *tests: str) -> None:
         """Run these tests of the copy in a process of its own; fail if one fails or is missing."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
         run = subprocess.run(
             command,
             cwd=self.folder,
