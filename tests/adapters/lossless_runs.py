@@ -22,6 +22,8 @@ from tests.harness.platform_bench import FORMS, PROFILES, Bench, Profile, open_b
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
 
+# Whose text is watched at the same time.
+GROWING_REPLIES = 5
 # Speed of the bot's clock; Retry-After and intervals are scaled with it.
 FACTOR = 50.0
 # Conversations in flight at once while calls fail.
@@ -301,7 +303,7 @@ async def placeholders(name: str, count: int = 100) -> Times:
     return Times(tuple(took))
 
 
-async def ages(name: str, count: int = 5, deltas: int = 600, factor: float = 1.0) -> Times:
+async def ages(name: str, count: int = GROWING_REPLIES, deltas: int = 600, factor: float = 1.0) -> Times:
     """Measure the age of each delta of 20 characters when it becomes visible, in the bot's seconds.
 
     The answers are streamed concurrently, each in its own channel, at twenty deltas a second.

@@ -1,6 +1,7 @@
 """The bot on a loopback platform: the real adapter, library and store; what is measured asks it and watches."""
 
 import asyncio
+import math
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.settings import DiscordSection
-from bot.adapters.slack.messenger import SlackFormat
+from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackFormat
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.markup import Entity, TelegramFormat
 from bot.adapters.telegram.rich import RichFormat, rich_message_of
@@ -23,6 +24,7 @@ from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
 from bot.chat.sign_in import SignIn
 from bot.config.schema import AccessSection, ConversationSection
+from bot.delivery import pacer
 from bot.delivery.markdown.format import Format, Rendered
 from bot.domain import Exchange, SamplingParams
 from bot.engine.base import Engine
@@ -63,7 +65,8 @@ _NO_EXPIRY = ConversationSection(catch_up_minutes=10_000_000)
 class Profile:
     """The differences between platforms that measurements depend on.
 
-    `edit_interval` is that of a group, in seconds.  `written` converts a text to the
+    `edit_interval` is that of a group, in seconds; where all channels share a budget, growing replies have
+    `edits_per_minute` together.  `written` converts a text to the
     `Seen.markdown` of its message: the same text where the platform `takes_markdown`, elsewhere
     the same up to whitespace.
     """
@@ -72,6 +75,7 @@ class Profile:
     is_connected: Callable[[Any], bool]
     format: Format
     edit_interval: float
+    edits_per_minute: float = math.inf
     takes_markdown: bool = True
     written: Callable[[Rendered], str] = lambda rendered: rendered.text
     # What of a visible text is compared: the delimiters of a formula are markup in some forms.
@@ -101,7 +105,13 @@ PROFILES = {
         takes_markdown=False,
         written=_telegram_markdown,
     ),
-    "slack": Profile(SlackServer, lambda platform: platform.sockets > 0, SlackFormat(), SlackSection().edit_interval),
+    "slack": Profile(
+        SlackServer,
+        lambda platform: platform.sockets > 0,
+        SlackFormat(),
+        SlackSection().edit_interval,
+        edits_per_minute=EDITS_PER_MINUTE * pacer._GROWING,
+    ),
 }
 
 
