@@ -58,7 +58,7 @@ _IS_TURN = and_(
 )
 
 # Rows that are converted before the event loop runs again: 600 at once took 90 ms.
-_SLICE = 25
+_SLICE = 10
 
 
 def shielded(
