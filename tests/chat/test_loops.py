@@ -67,7 +67,7 @@ async def test_a_loop_is_noticed_however_its_text_is_cut(harness: Harness) -> No
         "x = 1\n" * (REPEATS - 1),
     ],
 )
-async def test_what_is_no_loop_is_shown_to_its_end(harness: Harness, text: str) -> None:
+async def test_repetitions_below_the_limit_are_shown_to_their_end(harness: Harness, text: str) -> None:
     harness.engine.add([*text])
     events = await harness.ask(a_message("tell me"))
     assert (text_of(events), notice_of(events)) == (text, "")

@@ -160,7 +160,7 @@ async def test_who_asks_again_has_the_roles_of_now(harness: Harness, how: str) -
     assert not await is_asked_again(MEI, "and again")
 
 
-async def test_what_was_used_stays_after_forget_me(harness: Harness) -> None:
+async def test_use_is_counted_after_forget_me(harness: Harness) -> None:
     configure(harness, user={"answers_per_day": 1})
     await harness.ask(said())
     assert "Deleted" in notice_of(await harness.ask(said("/forget me")))

@@ -104,7 +104,7 @@ async def test_an_answer_that_fills_the_context_while_it_is_continued_is_cut_off
         assert [type(event) for event in await ask(engine)] == [Delta, Finished]
 
 
-async def test_thoughts_are_told_apart_and_never_part_of_the_answer(server: ModelServer) -> None:
+async def test_thoughts_are_never_part_of_the_answer(server: ModelServer) -> None:
     server.then(send(delta("<think>2 and"), delta(" 2</th"), delta("ink>\n\nFour."), END, DONE))
     async with remote(server) as engine:
         events = await ask(engine)
@@ -294,7 +294,7 @@ async def test_a_prompt_that_may_be_too_long_is_counted_by_the_server(owner: str
 
 @pytest.mark.parametrize("owner", ["vllm", "llamacpp"])
 @pytest.mark.parametrize(("status", "is_asked_again"), [(503, True), (429, True), (404, False)])
-async def test_a_server_that_did_not_count_is_asked_again_if_that_may_pass(
+async def test_counting_is_tried_again_after_passing_failures(
     owner: str, status: int, is_asked_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = (ChatMessage("user", "word " * 30),)

@@ -27,7 +27,7 @@ def test_containers_keyed_by_an_exchange_are_found() -> None:
     assert keyed_by_exchange("self._titles[message.id]; titles[exchange.id]") == set()
 
 
-def test_only_the_owner_of_exchanges_keeps_what_is_keyed_by_one() -> None:
+def test_containers_keyed_by_an_exchange_belong_to_their_registry() -> None:
     assert kept_beside_the_owner(BOT) == {}
 
 

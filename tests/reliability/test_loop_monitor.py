@@ -40,7 +40,7 @@ async def test_waiting_for_the_processor_does_not_count() -> None:
     assert monitor.longest_wall >= 2 * LIMIT
 
 
-async def test_time_in_the_kernel_is_told_apart() -> None:
+async def test_kernel_time_is_reported_separately() -> None:
     async def enters_the_kernel() -> None:
         end = time.thread_time() + 5 * LIMIT
         while time.thread_time() < end:

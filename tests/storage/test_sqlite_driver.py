@@ -28,7 +28,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await engine.dispose()
 
 
-async def test_results_are_those_of_the_adapter_it_replaces(engine: AsyncEngine) -> None:
+async def test_results_equal_those_of_sqlalchemys_adapter(engine: AsyncEngine) -> None:
     rows = [{"word": "one"}, {"word": "two"}, {"word": "三"}]
     async with engine.begin() as tx:
         assert (await tx.execute(text("INSERT INTO words (word) VALUES (:word)"), rows)).rowcount == 3
@@ -47,7 +47,7 @@ async def test_results_are_those_of_the_adapter_it_replaces(engine: AsyncEngine)
         ]
 
 
-async def test_what_a_failed_transaction_wrote_is_undone(engine: AsyncEngine) -> None:
+async def test_a_failed_transaction_is_rolled_back(engine: AsyncEngine) -> None:
     async def write_twice() -> None:
         async with engine.begin() as tx:
             await tx.execute(text("INSERT INTO words (word) VALUES ('twice')"))
