@@ -66,7 +66,7 @@ def init(folder: Path, yes: bool, overwrite: bool, **options: Any) -> None:
         service = choices.service
         if service is None:
             service = "none" if interview is None else interview.service(setup, has_checkout=has_checkout)
-        if service in ("user", "system") and not any(key[0] == "adapters" for key in setup.secrets):
+        if service in ("user", "system") and not setup.has_platform:
             raise click.UsageError(
                 f"--service {service} needs a platform: without one the bot chats in a terminal, and a service has none"
             )

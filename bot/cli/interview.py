@@ -88,7 +88,7 @@ class Interview:
     def service(self, setup: Setup, *, has_checkout: bool) -> str:
         """Ask how the bot shall run; a chat in the terminal is no service."""
         translate = self.translate
-        if not any(key[0] == "adapters" for key in setup.secrets):
+        if not setup.has_platform:
             return "none"
         ways = {
             "none": translate("I start it by hand"),

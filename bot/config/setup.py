@@ -52,6 +52,11 @@ class Setup:
     settings: Mapping[Key, object] = field(default_factory=dict)
     secrets: Mapping[Key, str] = field(default_factory=dict)
 
+    @property
+    def has_platform(self) -> bool:
+        """Whether a platform has a token; without one the bot chats in a terminal."""
+        return any(key[0] == "adapters" for key in self.secrets)
+
 
 @dataclass(frozen=True, slots=True)
 class FoundServer:

@@ -56,7 +56,7 @@ from bot.storage.settings import expire_changes, forget_author
 from bot.storage.usage import stored_place
 from bot.storage.vault import AnyRow, WriteTransaction
 
-# Rows of one transaction of a deletion, at least and at most; and the seconds that others wait for one.
+# Rows of one transaction of a deletion, at least and at most; and the seconds that it and its checkpoint should take.
 # With fewer, a batch hardly takes less: its dozen statements cost most.
 _LEAST_BATCH, _BATCH = 50, 500
 # Their further messages, of which a question may have fifty.
