@@ -43,8 +43,10 @@ Compute = Callable[[Callable[[], None]], Awaitable[None]]
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
-# Seconds to wait for a permission that was taken away.
+# Seconds to wait for a permission that was taken away: before the first message, and for the rest of a reply, whose half
+# would stand there for good.
 _ACCESS_PATIENCE = 300.0
+_REST_PATIENCE = 3600.0
 # Seconds that an edit in flight may delay a cancellation, so that it does not land after a later one.
 _EDIT_PATIENCE = 2.0
 # Messages in one place that may be lost before the text is sent whole, once it is complete.
@@ -202,10 +204,12 @@ class Sender:
 
     async def _wait_for_access(self, denied: AccessDenied) -> None:
         now = self._pacer.clock.now()
+        has_begun = any(message.part.id is not None for message in self._messages)
+        patience = _REST_PATIENCE if has_begun else _ACCESS_PATIENCE
         if self._denied_since is None:
             self._denied_since = now
-            log.warning("permission denied; waiting for it", seconds=_ACCESS_PATIENCE, error=str(denied))
-        if now - self._denied_since >= _ACCESS_PATIENCE:
+            log.warning("permission denied; waiting for it", seconds=patience, error=str(denied))
+        if now - self._denied_since >= patience:
             raise denied
         await self._pacer.clock.sleep(self._backoff.after_failure())
 

@@ -80,6 +80,20 @@ async def test_an_answer_waits_for_a_permission_that_comes_back(bot: DiscordBot)
     await bot.shows("ok")
 
 
+async def test_a_permission_taken_in_the_middle_of_an_answer_is_waited_for(bot: DiscordBot) -> None:
+    general, go_on = bot.platform.channel("general"), asyncio.Event()
+    bot.engine.add(["The Nile", go_on, " is 6,650 km long"])
+    await bot.platform.say("how long is the Nile?")
+    await bot.shows("The Nile")
+    bot.platform.forbidden.add(general)
+    go_on.set()
+    await bot.platform.say("hello", direct=True)
+    await bot.shows("ok", channel="Mei")
+    assert bot.shown() == ["The Nile"]
+    bot.platform.forbidden.remove(general)
+    await bot.shows("The Nile is 6,650 km long")
+
+
 async def test_eighty_mentions_at_once_are_all_answered(bot: DiscordBot) -> None:
     def has_answered(count: int) -> bool:
         return len([each for each in bot.platform.messages.values() if each["content"] == "ok"]) >= count

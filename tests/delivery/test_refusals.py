@@ -218,11 +218,14 @@ async def test_a_permission_that_comes_back_completes_the_answer(world: World) -
     assert len(world.messenger.calls) < 40
 
 
-async def test_a_permission_that_stays_away_is_waited_for_five_minutes(world: World) -> None:
-    refuse(world, AccessDenied("may not write"), "edit")
+@pytest.mark.parametrize(("verb", "seconds"), [("send", 300.0), ("edit", 3600.0)])
+async def test_a_missing_permission_is_waited_for_longer_once_a_message_stands(
+    world: World, verb: str, seconds: float
+) -> None:
+    refuse(world, AccessDenied("may not write"), verb)
     with pytest.raises(AccessDenied), capture_logs() as logs:
         await world.deliver(*answered("hello"))
-    assert 300.0 <= world.clock.now() <= 340.0
+    assert seconds <= world.clock.now() <= seconds + 40.0
     assert [line["log_level"] for line in logs] == ["warning"]
 
 

@@ -328,9 +328,7 @@ async def test_a_filtered_answer_is_delivered_without_its_rest_and_stored_whole(
 
 
 async def test_a_permission_that_stays_away_fails_the_exchange(harness: Harness, clock: FastClock) -> None:
-    messenger = FakeMessenger(
-        clock, script=lambda number, verb: Failure(AccessDenied("may not write")) if number else None
-    )
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(AccessDenied("may not write")))
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(asked := await harness.accept(a_message("hi")))
         await replies.wait_idle()
