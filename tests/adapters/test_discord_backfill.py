@@ -14,6 +14,7 @@ import discord
 import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from structlog.testing import capture_logs
 
 from bot.adapters.discord.backfill import worth_reading
 from bot.domain import Action, ChannelKey, Exchange, Kind, Scope, Status
@@ -171,6 +172,42 @@ async def test_the_search_for_a_placeholder_is_retried(
         await bot.shows("ok")
     assert refusals == []
     assert count_sends(platform) == 1
+
+
+async def test_a_history_that_stays_limited_is_read_less_and_less_often(
+    visited: DiscordPlatform, tmp_path: Path
+) -> None:
+    refusals = [web.json_response({"retry_after": 0}, status=429, headers={"Retry-After": "0"}) for _ in range(6)]
+
+    async def guard(request: web.Request) -> web.Response | None:
+        is_read = request.method == "GET" and request.path.endswith("/messages")
+        return refusals.pop() if is_read and refusals else None
+
+    await visited.say("two")
+    visited.gate.guard = guard
+    with capture_logs() as logs:
+        async with run_discord_bot(visited, tmp_path) as bot:
+            await bot.shows("ok", "ok")
+    waits = [line["seconds"] for line in logs if line["event"] == "discord backfill rate limited"]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+async def test_replies_cut_off_do_not_wait_for_a_history_that_cannot_be_read(
+    visited: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(visited, tmp_path) as bot:
+        bot.engine.add(["half", asyncio.Event()])
+        await visited.say("two")
+        await bot.shows("ok", "half")
+
+    async def guard(request: web.Request) -> web.Response | None:
+        is_read = request.method == "GET" and request.path.endswith("/messages")
+        return web.json_response([{"id": "no number"}, None]) if is_read else None
+
+    visited.gate.guard = guard
+    async with run_discord_bot(visited, tmp_path) as bot:
+        bot.engine.add("half and half")
+        await bot.shows("ok", "half and half")
 
 
 async def test_without_read_access_the_nonce_deduplicates_the_placeholder(

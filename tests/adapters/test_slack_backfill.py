@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from bot.adapters.slack.backfill import by_channel
 from bot.domain import Action, ChannelKey, Status
@@ -17,6 +18,7 @@ from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.slack_world import BOT
 from tests.harness.slack_harness import answered, becomes, bots, running
 from tests.storage import bytes_in
 
@@ -320,6 +322,56 @@ async def test_a_channel_whose_history_fails_delays_no_other_one(tmp_path: Path,
         await answered(server, "ok", "ok", channel="broken")
         is_broken = False
         await answered(server, "ok", "ok", "ok", channel="broken")
+
+
+async def test_a_history_that_stays_limited_is_read_less_and_less_often(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("one"))
+    await server.disconnect(resumable=False)
+    refusals = [web.Response(status=429, headers={"Retry-After": "0"}) for _ in range(6)]
+
+    async def guard(request: web.Request) -> web.Response | None:
+        return refusals.pop() if request.path.endswith("conversations.history") and refusals else None
+
+    await server.say("two")
+    server.gate.guard = guard
+    with capture_logs() as logs:
+        async with make_harness(tmp_path) as harness, running(harness, server):
+            await answered(server, "ok", "ok")
+    waits = [line["seconds"] for line in logs if line["event"] == "slack: backfill rate limited"]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+async def test_a_reply_cut_off_does_not_wait_for_a_history_that_cannot_be_read(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add(["half", asyncio.Event()])
+        await server.say("one")
+        await answered(server, "half")
+    await server.disconnect(resumable=False)
+
+    async def guard(request: web.Request) -> web.Response | None:
+        is_read = request.path.endswith(("conversations.history", "conversations.replies"))
+        return web.json_response({"ok": True, "messages": "none"}) if is_read else None
+
+    server.gate.guard = guard
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add("half and half")
+        await answered(server, "half and half")
+
+
+async def test_an_edit_that_calls_the_bot_while_it_is_disconnected_is_a_question(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        remark = await server.say("月亮有多远？", mention=False)
+        await is_delivered(harness, server, await server.say("one"))
+    await server.disconnect(resumable=False)
+    await server.edit(remark, f"<@{BOT}> 月亮有多远？")
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await answered(server, "ok", "ok")
+        assert harness.engine.requests[-1].messages[-1].content.endswith("月亮有多远？")
 
 
 async def test_an_edit_that_was_answered_after_the_backup_is_not_answered_again(

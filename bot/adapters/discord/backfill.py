@@ -49,6 +49,9 @@ _PROBES = 4
 _PROBE_SECONDS = 0.1
 # Seconds before each attempt at the channels that could not be read.
 _ATTEMPTS = (0.0, 1.0, 4.0)
+# Seconds between retries of a read that the platform has limited: the first delay and the longest.
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 30.0
 # Messages that are parsed in one step of the event loop; one takes a fifth of a millisecond.
 _SLICE = 25
 # Messages after an owed question among which its reply is looked for.
@@ -339,7 +342,9 @@ class DiscordBackfill:
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Retry a rate-limited call after its wait."""
         report = log_retry("discord backfill rate limited")
-        return await retry(call, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
+        return await retry(
+            call, RateLimited, clock=self._clock, backoff=Backoff(_FIRST_RETRY, _LONGEST_RETRY), on_failure=report
+        )
 
 
 def worth_reading(known: Mapping[ChannelKey, str]) -> dict[ChannelKey, str]:

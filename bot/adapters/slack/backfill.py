@@ -37,6 +37,9 @@ _LONGEST = timedelta(days=7)
 # Seconds before each attempt at the channels that could not be read; the last is repeated.
 _ATTEMPTS = (0.0, 1.0, 4.0)
 _UNREAD_SECONDS = 30.0
+# Seconds between retries of a read that the platform has limited: the first delay and the longest.
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,9 @@ class SlackBackfill:
         """Store what was missed in a channel; return False if it could not be read now."""
         read, report = partial(self._read, channel, known), log_retry("slack: backfill rate limited")
         try:
-            await retry(read, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
+            await retry(
+                read, RateLimited, clock=self._clock, backoff=Backoff(_FIRST_RETRY, _LONGEST_RETRY), on_failure=report
+            )
         except LoginRefused:
             raise
         except (*TRANSIENT, StoreError) as error:
