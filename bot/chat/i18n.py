@@ -91,9 +91,13 @@ def waiting(queued: Queued, translate: Translate) -> str:
     ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
     >>> waiting(Queued(1, 39.5, is_model_changing=True), str)
     'The model is being changed, about 40 s.'
+    >>> waiting(Queued(1, None, is_model_changing=True), str)
+    'The model is being changed.'
     """
     if queued.is_model_changing:
-        return translate("The model is being changed, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
+        if queued.wait is None:
+            return translate("The model is being changed.")
+        return translate("The model is being changed, about {seconds} s.").format(seconds=math.ceil(queued.wait))
     if queued.is_model_loading:
         return translate("Waiting: number {position} in the queue. The model is still loading.").format(
             position=queued.position

@@ -40,6 +40,8 @@ STUCK_SECONDS = 60.0
 # Seconds to wait for the engine on shutdown (of 8 s in all).
 CLOSING_SECONDS = 5.0
 _POLL_SECONDS = 1.0
+# Seconds between two estimates of the time that is left, for requests that wait.
+_QUEUED_INTERVAL = 5.0
 
 _TRIAL = ChatRequest((ChatMessage("user", "hello"),), SamplingParams(temperature=0, max_tokens=1))
 
@@ -123,7 +125,7 @@ class HotSwapEngine:
             while True:
                 while self._is_changing:
                     yield self._queued(entry)
-                    await entry.changed.wait()
+                    await race(entry.changed.wait(), self._clock.sleep(_QUEUED_INTERVAL))
                     entry.changed.clear()
                 entry.submit()
                 most = self._latest().info.most_pictures
@@ -208,7 +210,8 @@ class HotSwapEngine:
         return self._requests.add()
 
     def _queued(self, request: SwapRequest) -> Queued:
-        return Queued(self._requests.position(request), self._seconds_left(), is_model_changing=True)
+        left = self._seconds_left()
+        return Queued(self._requests.position(request), left if left > 1.0 else None, is_model_changing=True)
 
     def _seconds_left(self) -> float:
         """Estimate the seconds until the new model serves, from the last loading time."""

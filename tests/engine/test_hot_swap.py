@@ -184,8 +184,8 @@ async def test_requests_without_output_are_requeued_for_the_new_model_in_order(f
     await loading.wait()
     late = Client(factory, "4")
     await late.received()
-    assert early[0].seen[-1] == Queued(1, 1.0, is_model_changing=True)
-    assert late.seen == [Queued(5, 1.0, is_model_changing=True)]
+    assert early[0].seen[-1] == Queued(1, None, is_model_changing=True)
+    assert late.seen == [Queued(5, None, is_model_changing=True)]
     assert (factory.engine.load.running, factory.engine.load.waiting) == (0, 5)
     loaded.set()
     assert await change is None
@@ -207,7 +207,9 @@ async def test_the_estimated_wait_is_the_last_loading_time(factory: ModelFactory
     await factory.clock.advance(10)
     client = Client(factory)
     assert await client.received() == Queued(1, 30.0, is_model_changing=True)
-    await factory.clock.advance(30)
+    await factory.clock.advance(12)
+    assert client.seen[-1] == Queued(1, 20.0, is_model_changing=True)
+    await factory.clock.advance(18)
     assert await change is None
     assert await client.text() == "newer"
 
