@@ -1,5 +1,6 @@
 """Messages that were sent as one: a long paste in pieces, an album, a comment with a file or a forward."""
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -24,6 +25,7 @@ _REMEMBERED = 60.0
 # Share of the longest message from which a text may have been cut: clients cut at the end of a word or a line.
 _FULL = 0.85
 _COLONS = (":", "：")
+_EMOJI = re.compile(r":[a-zA-Z_+-][\w+-]*:$")  # the notation of Slack and Discord, which is no colon
 
 Place = tuple[str, str, str]
 Conversation = tuple[str, str, str | None]
@@ -156,7 +158,7 @@ class Continuations:
     def _awaits_more(self, recent: _Recent, *, is_album: bool) -> bool:
         newest, text = recent.newest, recent.newest.text.rstrip()
         longest = self.longest.get(newest.channel.platform, 0)
-        if (is_album and newest.album is not None) or text.endswith(_COLONS):
+        if (is_album and newest.album is not None) or (text.endswith(_COLONS) and not _EMOJI.search(text)):
             return True
         if longest and len(newest.text) >= _FULL * longest:
             return True

@@ -109,6 +109,14 @@ async def test_unrelated_messages_are_not_added(harness: Harness, facts: dict[st
     assert second.id != first.id
 
 
+@pytest.mark.parametrize("end", [":wave:", ":blob:", ":+1::skin-tone-3:"])
+async def test_a_question_that_ends_with_an_emoji_is_whole(harness: Harness, end: str) -> None:
+    exchange = await accept(harness, said(f"how tall is Everest? {end}", "1"))
+    assert await harness.intake.accept_continuation(said("Ben, tea?", "2", 1.0)) is None
+    await harness.replied(exchange)
+    assert asked(harness) == f"how tall is Everest? {end}"
+
+
 async def test_a_file_right_after_a_question_belongs_to_it(harness: Harness) -> None:
     question = said("what does it say?", "1")
     file = said("", "2", 1.0, files=(Attachment("a.txt", text="words"),))
