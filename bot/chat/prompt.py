@@ -23,6 +23,9 @@ _MOST_CHARACTERS_PER_TOKEN = 64
 # Tokens by which a corrected estimate may be wrong.
 _UNCERTAIN = 4
 
+# Share of an answer's letters and digits from which a quotation is the whole of it.
+_WHOLE = 0.9
+
 # Turns whose tokens are remembered.
 _REMEMBERED = 20_000
 
@@ -385,10 +388,14 @@ def _quoted(text: str) -> str:
 
 
 def _is_answer_before(message: IncomingMessage, previous: Exchange | None) -> bool:
-    """Return whether the message quotes the answer that comes right before it anyway."""
-    return (
-        previous is not None
-        and message.quotes_bot
-        and bool(message.text.strip())
-        and message.quoted_id in previous.parts
-    )
+    """Return whether the message quotes the answer that comes right before it anyway, and no selected part of it."""
+    if previous is None or previous.answer is None or message.quoted_id not in previous.parts:
+        return False
+    average = _letters(previous.answer.text) / len(previous.parts)
+    is_whole = _letters(message.quoted or "") >= _WHOLE * average
+    return message.quotes_bot and bool(message.text.strip()) and is_whole
+
+
+def _letters(text: str) -> int:
+    """Return the length of a text without its markup, which platforms do not quote."""
+    return sum(map(str.isalnum, text))

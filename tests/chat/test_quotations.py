@@ -60,6 +60,15 @@ async def test_the_last_answer_is_not_quoted_again(harness: Harness, part: str) 
     assert last_prompt(harness) == ["capital of France?", "Paris.", "how many live there?"]
 
 
+async def test_a_selected_part_of_the_last_answer_is_quoted(harness: Harness) -> None:
+    harness.engine.add("**北京**、**上海**和广州都是大城市。")
+    await answered(harness, "说三个大城市", "m1")
+    await harness.ask(a_message("那里有多少人？", quoted="上海", quoted_id="m1", quotes_bot=True))
+    assert last_prompt(harness)[-1] == "> 上海\n\n那里有多少人？"
+    await harness.ask(a_message("then?", quoted="北京、上海和广州都是大城市。", quoted_id="m1", quotes_bot=True))
+    assert last_prompt(harness)[-1].startswith("> 北京")  # no longer the last one
+
+
 async def test_an_answer_that_the_prompt_leaves_out_is_quoted(tmp_path: Path) -> None:
     pointing = a_message("how many live there?", quoted="Paris.", quoted_id="m1", quotes_bot=True)
     for conversation, limit in ((ConversationSection(history_turns=0), 2048), (ConversationSection(), 80)):
