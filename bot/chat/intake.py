@@ -385,6 +385,13 @@ class Intake:
         """Return whether the bot was spoken to here before: in a thread it then listens."""
         return await self._store.has_history(channel)
 
+    async def quotes_root(self, thread: ChannelKey) -> bool:
+        """Return whether a question in a thread quotes what the thread begins with: no answered one has, and none is cleared."""
+        latest = await self._store.latest(thread)
+        if latest is None:
+            return not await self._store.has_history(thread)
+        return latest.answer is not None and not latest.answer.text
+
     def offers(self, message: IncomingMessage) -> list[str]:
         """Return the possible last words of a command that is being typed."""
         return offers(message.text, self.settings, message) if self.access.admits(message) else []

@@ -173,6 +173,17 @@ async def test_the_first_mention_in_a_thread_quotes_the_message_it_was_made_from
     assert (await stored(bot, second, thread=starter)).quoted is None
 
 
+async def test_after_a_refused_mention_the_next_one_quotes_the_start_of_the_thread(bot: DiscordBot) -> None:
+    starter = await bot.platform.say("the library closes at six", author="Ben", mention=False)
+    bot.platform.make_thread("general", "library", starter)
+    bot.harness.intake.access.pause()
+    await bot.platform.say("when exactly?", thread="library")
+    await bot.platform.until(lambda: len(bot.shown(thread="library")) == 1)
+    bot.harness.intake.access.resume()
+    second = await bot.platform.say("when exactly?", thread="library")
+    assert (await stored(bot, second, thread=starter)).quoted == "the library closes at six"
+
+
 async def test_a_thread_made_from_an_answer_quotes_it_as_the_bots(bot: DiscordBot) -> None:
     bot.engine.add("Rye.")
     await bot.platform.say("which flour?")

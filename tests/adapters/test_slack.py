@@ -82,6 +82,24 @@ async def test_a_mention_inside_a_thread_quotes_its_first_message(harness: Harne
     assert asked(harness, 0) == ["> The moon is made of cheese & rock.\n\nMei: is that so?"]
 
 
+async def test_after_a_refused_mention_the_next_one_quotes_the_first_message(
+    harness: Harness, server: SlackServer
+) -> None:
+    async with running(harness, server):
+        thread = await server.say("The library closes at six.", author="Ben", mention=False)
+        harness.intake.access.pause()
+        await server.say("when exactly?", thread=thread)
+        await server.until(lambda: len(server.seen()) == 3)
+        harness.intake.access.resume()
+        await server.say("when exactly?", thread=thread)
+        await server.until(lambda: len(harness.engine.requests) == 1)
+        await server.until(lambda: len(server.seen()) == 5)
+        await server.say("and on Sundays?", thread=thread)
+        await server.until(lambda: len(harness.engine.requests) == 2)
+    assert asked(harness, 0) == ["> The library closes at six.\n\nMei: when exactly?"]
+    assert asked(harness, 1)[-1] == "Mei: and on Sundays?"
+
+
 async def test_a_thread_under_an_answer_quotes_it(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.say("hello", direct=True)

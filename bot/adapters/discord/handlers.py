@@ -120,7 +120,7 @@ class DiscordHandlers:
             interactions.on_interaction,
             *DiscordReactions(intake, self._find_channel, self._put).events,
         )
-        self._quotes = Quotes(settings.call_seconds, intake.has_history)
+        self._quotes = Quotes(settings.call_seconds, intake.quotes_root)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()

@@ -24,9 +24,9 @@ _FETCH_SECONDS = 2.0
 class Quotes:
     """Reads quotations, fetching what an event does not contain."""
 
-    def __init__(self, call_seconds: float, has_history: Callable[[ChannelKey], Awaitable[bool]]) -> None:
+    def __init__(self, call_seconds: float, quotes_root: Callable[[ChannelKey], Awaitable[bool]]) -> None:
         self._seconds = min(call_seconds, _FETCH_SECONDS)
-        self._has_history = has_history
+        self._quotes_root = quotes_root
 
     async def find(self, message: discord.Message, client: discord.Client, channel: ChannelKey) -> Quotation:
         """Return what the message points at; what cannot be fetched or read is left out."""
@@ -50,7 +50,9 @@ class Quotes:
             return quotation_of(quoted, client.user)
         if poll := poll_text(message):
             return Quotation(readable_text(poll, message, client.user))
-        if channel.thread is None or int(channel.thread) == message.id or await self._has_history(channel):
+        if channel.thread is None or int(channel.thread) == message.id:
+            return NO_QUOTATION
+        if not await self._quotes_root(channel):
             return NO_QUOTATION
         # A thread made from a message has that message's id; a post in a forum holds it itself.
         thread = message.channel

@@ -91,7 +91,7 @@ class SlackAdapter:
             listens = partial(intake.listens, threads=self._settings.threads)
             may_go_on = intake.continuations.may_go_on
             intake.continuations.longest[PLATFORM] = LONGEST_TEXT
-            parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered, may_go_on)
+            parser = MessageParser(me, api, directory, intake.quotes_root, listens, intake.is_triggered, may_go_on)
             context = SlackContext(api, parser, directory)
             intake.context.before[PLATFORM], intake.context.linked[PLATFORM] = context.before, context.linked
             async with (

@@ -121,7 +121,7 @@ class MessageParser:
         me: BotIdentity,
         web: AsyncWebClient,
         directory: Directory,
-        has_history: Callable[[ChannelKey], Awaitable[bool]],
+        quotes_root: Callable[[ChannelKey], Awaitable[bool]],
         listens: Callable[[IncomingMessage], Awaitable[bool]],
         is_triggered: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
         may_go_on: Callable[[ChannelKey, str, datetime], bool],
@@ -129,7 +129,7 @@ class MessageParser:
         self._me = me
         self._web = web
         self._directory = directory
-        self._has_history = has_history
+        self._quotes_root = quotes_root
         self._listens = listens
         self._is_triggered = is_triggered
         self._may_go_on = may_go_on
@@ -145,7 +145,8 @@ class MessageParser:
         found = self._fields(event)
         assert found is not None
         channel, thread, ts, raw = found
-        root = None if thread is None or await self._is_known(channel, thread) else thread
+        quotes_root = thread is not None and await self._quotes_root(ChannelKey(PLATFORM, channel, thread))
+        root = thread if quotes_root else None
         return await self._message(event, channel, thread, ts, raw, root)
 
     async def parse_continuation(self, event: Event) -> IncomingMessage | None:
@@ -182,9 +183,6 @@ class MessageParser:
             sent_at=datetime.fromtimestamp(float(ts), UTC),
             server=self._me.team,
         )
-
-    async def _is_known(self, channel: str, thread: str) -> bool:
-        return await self._has_history(ChannelKey(PLATFORM, channel, thread))
 
     async def calls(self, channel: str, event: object) -> bool:
         """Return whether a message mentions the bot, or begins with a trigger."""
