@@ -37,8 +37,13 @@ _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 _MARK_BY_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 _OPEN_MARK = re.compile(r"[,!:;?]\Z")
 
-_CODE_MARKS = re.compile(r"`+|\n|[^`\n]+")
+_CODE_MARKS = re.compile(r"`+|~+|\n|[^`~\n]+")
 _FENCE = 3
+# Columns of indentation that make a line code, after those of a list's text.
+_INDENTED = 4
+_TAB = 4
+_BLANK = " \t\r"
+_LIST_ITEM = re.compile(r"[ \t]*(?:[*+-]|\d{1,9}[.)])(?:[ \t]|\Z)")
 # What may stand before a fence: indentation, the marks of lists and quotations.
 _BEFORE_FENCE = re.compile(r"[ \t>*+\-0-9.)]*")
 
@@ -153,41 +158,85 @@ class Strip:
 class CodeFinder:
     """Tells code from prose in growing Markdown; its own marks belong to code.
 
-    A span that is not closed in its line ends with it.  Backticks at the end are held back: more may follow.
+    A span that is not closed in its line ends with it.  Backticks and tildes at the end are held back: more may
+    follow.  An indented line is code after a blank line or such a line, in a list only if it is indented by more
+    than the text of the last item.
     """
 
     def __init__(self) -> None:
-        self._ticks = 0  # of the fence or span that is open
+        self._length = 0  # of the mark of the fence or span that is open
+        self._sign = ""
         self._is_fence = False
+        self._follows_blank = True
+        self._is_indented = False
+        self._least = _INDENTED
         self._line = ""
         self._held = ""
 
     def push(self, text: str) -> list[tuple[bool, str]]:
         """Return pieces of the text, each with whether it is code."""
         text = self._held + text
-        end = len(text.rstrip("`"))
+        end = len(text.rstrip("`~"))
         self._held = text[end:]
-        return [(self._is_code(mark), mark) for mark in _CODE_MARKS.findall(text[:end])]
+        return self._pieces(text[:end])
 
     def finish(self) -> list[tuple[bool, str]]:
         held, self._held = self._held, ""
-        return [(self._is_code(held), held)] if held else []
+        return self._pieces(held)
+
+    def _pieces(self, text: str) -> list[tuple[bool, str]]:
+        return [(self._is_code(mark), mark) for mark in _CODE_MARKS.findall(text)]
 
     def _is_code(self, mark: str) -> bool:
         if mark == "\n":
-            is_code, self._line = self._ticks > 0, ""
-            if not self._is_fence:
-                self._ticks = 0
-            return is_code
-        begins_line = _BEFORE_FENCE.fullmatch(self._line) is not None
-        self._line += mark
-        if not mark.startswith("`"):
-            return self._ticks > 0
-        if not self._ticks:
-            self._ticks, self._is_fence = len(mark), begins_line and len(mark) >= _FENCE
-        elif begins_line and len(mark) >= self._ticks if self._is_fence else len(mark) == self._ticks:
-            self._ticks, self._is_fence = 0, False
-        return True
+            return self._end_line()
+        before, self._line = self._line, self._line + mark
+        is_blank = not self._line.strip(_BLANK)
+        if not (is_blank or before.strip(_BLANK) or self._is_fence):
+            self._is_indented = self._begins_indented()
+        is_marked = self._is_marked(mark, before)
+        # Blanks at the beginning are no code yet: the text does not depend on where it is cut.
+        return is_marked or (self._is_indented and not is_blank)
+
+    def _is_marked(self, mark: str, before: str) -> bool:
+        """Return whether the mark is of a fence or span, or in one."""
+        begins_line = _BEFORE_FENCE.fullmatch(before) is not None
+        if self._length:
+            is_end = begins_line and len(mark) >= self._length if self._is_fence else len(mark) == self._length
+            if mark[0] == self._sign and is_end:
+                self._length, self._is_fence = 0, False
+            return True
+        is_fence = begins_line and len(mark) >= _FENCE
+        if mark[0] == "`" or (mark[0] == "~" and is_fence):
+            self._length, self._sign, self._is_fence = len(mark), mark[0], is_fence
+            return True
+        return False
+
+    def _begins_indented(self) -> bool:
+        indent = self._line[: -len(self._line.lstrip(_BLANK))]
+        return (self._follows_blank or self._is_indented) and _columns(indent) >= self._least
+
+    def _end_line(self) -> bool:
+        is_code = self._length > 0
+        if not self._is_fence:
+            self._length = 0
+            self._note_line(self._line)
+        self._line = ""
+        return is_code
+
+    def _note_line(self, line: str) -> None:
+        """Keep what the line tells of the indentation of code after it."""
+        is_blank = not line.strip(_BLANK)
+        if not (is_blank or self._is_indented):
+            if item := _LIST_ITEM.match(line):
+                self._least = _columns(item[0]) + _INDENTED
+            elif self._follows_blank and line[0] not in _BLANK:
+                self._least = _INDENTED
+        self._follows_blank = is_blank
+
+
+def _columns(text: str) -> int:
+    return len(text.expandtabs(_TAB))
 
 
 class OutsideCode:
