@@ -210,6 +210,46 @@ async def test_an_edit_that_newly_mentions_the_bot_is_a_question(telegram: Teleg
     assert texts(telegram) == ["six"]
 
 
+@pytest.mark.parametrize("words", ["/s nothing", "/roll", "/roll@dice_bot 6", "nothing, thanks"])
+async def test_an_edit_without_the_mention_replaces_the_old_words(
+    telegram: TelegramPlatform, harness: Harness, words: str
+) -> None:
+    harness.engine.add("noted")
+    async with running(telegram, harness):
+        id = await telegram.say("my code is 4711")
+        await done(telegram, "noted")
+        telegram.find(id).mention = ""
+        await telegram.edit(id, words)
+        kept = await stored(telegram, harness, id)
+        await telegram.say("what did I say?")
+        await telegram.until(lambda: "what did I say?" in str(harness.engine.requests[-1].messages))
+    assert kept.text == words
+    assert "4711" not in str(harness.engine.requests[-1].messages)
+
+
+async def test_an_edit_of_an_unknown_message_to_another_bots_command_is_ignored(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    async with running(telegram, harness):
+        await telegram.edit(await telegram.say("good morning", mention=False), "/weather today")
+        await telegram.say("the last word")
+        await done(telegram, "ok")
+    assert len(harness.engine.requests) == 1
+
+
+@pytest.mark.parametrize("caption", ["", "for Ben"])
+async def test_an_edit_that_mentions_the_bot_below_a_file_is_a_question(
+    telegram: TelegramPlatform, harness: Harness, caption: str
+) -> None:
+    async with running(telegram, harness):
+        notes = telegram.file("notes.txt", b"buy rice")
+        id = await telegram.say(caption, mention=False, attached=notes)
+        telegram.find(id).mention = "@glm_bot"
+        await telegram.edit(id, "")
+        await done(telegram, "ok")
+    assert "buy rice" in harness.engine.requests[0].messages[-1].content
+
+
 @pytest.mark.parametrize("hours", [2, 48])
 async def test_a_host_whose_clock_is_ahead_answers_new_questions(
     telegram: TelegramPlatform, harness: Harness, hours: int

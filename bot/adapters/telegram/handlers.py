@@ -192,8 +192,8 @@ class TelegramHandlers:
             self._note(event)
         match event:
             case MessageEvent() as event if event.is_edit:
-                if event.to is not Addressee.ANOTHER_BOT:
-                    await self._inbox.edit(event.message)
+                # Also if it is for another bot now: the old text must go.
+                await self._inbox.edit(event.message)
                 if await self._is_new_question(event):
                     await self._inbox.accept(event.message)  # ignored if it is known
             case MessageEvent() as event:
@@ -241,7 +241,7 @@ class TelegramHandlers:
         """Return whether an edited message can be one that mentions the bot, or has a trigger, only now."""
         oldest = self._intake.today() - timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
         message = edit.message
-        if message.sent_at < oldest or not (message.text or message.quoted):
+        if message.sent_at < oldest or not (message.text or message.quoted or message.files):
             return False
         if edit.to is Addressee.NOBODY:
             return await self._intake.is_triggered(message.channel, message.server, message.text)
