@@ -28,6 +28,8 @@ _NOT_FIRST = frozenset(")]}.,;:=/|^+?!&%")
 _NOT_LAST = frozenset("([{=/|^+-<&@#\\")
 _OPENING = frozenset("([{“‘「『（《【〈")
 _LONGEST_RUN = 3
+# Symbols before it are parts of emoticons: `(*^▽^*)`.
+_FIRST_EMOJI = "\u2600"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _CODE = re.compile(r"[;=\\]|\w\(")
@@ -138,8 +140,11 @@ def _pair(state: StateInline) -> None:
             if not doubtful:
                 break
             for number in doubtful:
+                opener = delimiters[number]
                 flags[number] = False, flags[number][1]
-                delimiters[number].end = -1
+                if _is_of_signs(_content(state, opener, delimiters[opener.end]), opener):
+                    flags[opener.end] = flags[opener.end][0], False  # it belongs to `(*_*)`
+                opener.end = -1
             if attempt < _ATTEMPTS - 1:
                 # What a doubtful one had closed may close another.
                 for each, (opens, closes) in zip(delimiters, flags, strict=True):
@@ -152,16 +157,40 @@ def _is_doubtful(state: StateInline, opener: Delimiter, closer: Delimiter) -> bo
         return False
     if opener.length != closer.length and max(opener.length, closer.length) < _LONGEST_RUN:
         return True  # `**kwargs, args*`
-    at, end = state.tokens[opener.token].meta["at"], state.tokens[closer.token].meta["at"]
-    content = state.src[at + 1 : min(end, at + _CHECKED)].strip(marker)
-    if _is_unbalanced(content):
-        return True  # `{**a, **b}`
+    content = _content(state, opener, closer)
+    if _is_unbalanced(content) or _is_of_signs(content, opener):
+        return True  # `{**a, **b}`, `(*_*)`
     if marker == "_" and ("_" in content or _IDENTIFIER.fullmatch(content)):
         return opener.length > 1 or not _WORD.fullmatch(content)
     if opener.length == 1:
         return bool(_CODE.search(content)) or content.isdigit()
+    at = _position(state, opener)
     before = state.src[max(0, at - _LONGEST_RUN) : at].rstrip(marker)
     return bool(_POWER.match(content)) and _is_word(before[-1:] or " ")
+
+
+def _position(state: StateInline, delimiter: Delimiter) -> int:
+    at: int = state.tokens[delimiter.token].meta["at"]
+    return at
+
+
+def _content(state: StateInline, opener: Delimiter, closer: Delimiter) -> str:
+    """Return the beginning of the text between two delimiters."""
+    at, end = _position(state, opener), _position(state, closer)
+    return state.src[at + 1 : min(end, at + _CHECKED)].strip(chr(opener.marker))
+
+
+def _is_of_signs(content: str, opener: Delimiter) -> bool:
+    """Return whether there are no words between delimiters, as in `(*_*)` or `*.*`; of two, symbols are words: `**>**`."""
+    if opener.length > 1:
+        return all(unicodedata.category(each)[0] in "PZ" for each in content)
+    return "`" not in content and all(
+        unicodedata.category(each)[0] in "PZS" and not _is_emoji(each) for each in content
+    )
+
+
+def _is_emoji(character: str) -> bool:
+    return character >= _FIRST_EMOJI and unicodedata.category(character) == "So"
 
 
 def _is_unbalanced(content: str) -> bool:

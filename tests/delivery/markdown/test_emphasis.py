@@ -62,3 +62,33 @@ def test_emphasis_between_spaces_is_commonmark(markdown: str) -> None:
 def test_operators_names_and_patterns_are_no_emphasis(text: str) -> None:
     assert "<em>" not in (html := OURS.render(text))
     assert "<strong>" not in html
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(*_*)",
+        "hello (*_*) and (*-*)",
+        "_*_ or *.* or _._",
+        "(*^_^*) 好的(*^▽^*)",
+        "嗨(*￣▽￣*)，(*´∀｀*)",
+        "(**_**) __*__ **...**",
+        "(*- -*)",
+    ],
+)
+def test_signs_alone_are_no_emphasis(text: str) -> None:
+    assert OURS.render(text) == f"<p>{text}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("markdown", "html"),
+    [
+        ("*well (*_*) done*", "<em>well (*_*) done</em>"),
+        ("(*_*) is *sad*", "(*_*) is <em>sad</em>"),
+        ("**>** is more, *🎉*", "<strong>&gt;</strong> is more, <em>🎉</em>"),
+        ("*`+`* and **`;`**", "<em><code>+</code></em> and <strong><code>;</code></strong>"),
+        ("**“a”?!**", "<strong>“a”?!</strong>"),
+    ],
+)
+def test_emphasis_beside_signs_stays(markdown: str, html: str) -> None:
+    assert OURS.render(markdown) == f"<p>{html}</p>\n"
