@@ -252,6 +252,10 @@ async def test_a_reply_to_a_message_the_library_cannot_read_quotes_its_text(bot:
         ("</role add:123456>", "/role add"),
         ("<id:customize> and <id:browse>", "Channels & Roles and Browse Channels"),
         ("<id:linked-roles:123>", "Linked Roles"),
+        (
+            "start at <id:home>, then <id:guide> and <id:linked-roles>",
+            "start at Server Guide, then Server Guide and Linked Roles",
+        ),
         ("<sound:1:2>", "sound"),
         ("<:blob:123> <a:party_blob:456>", ":blob: :party_blob:"),
         ("<@&177777777777777777> in <#177777777777777777>", "@unknown-role in #unknown"),

@@ -28,6 +28,7 @@ _PAGES = {
     "browse": "Browse Channels",
     "customize": "Channels & Roles",
     "guide": "Server Guide",
+    "home": "Server Guide",  # its former name
     "linked-roles": "Linked Roles",
 }
 _DATE_ONLY, _TIME_ONLY = frozenset("dD"), frozenset("tT")
