@@ -23,6 +23,7 @@ from bot.storage.sqlite_driver import Driver, OneCallConnection
 # In seconds.
 BUSY_TIMEOUT = 5.0  # for another program's lock
 STATEMENT_TIMEOUT = 60.0  # for one statement on a server
+IDLE_TIMEOUT = 10.0  # of a bot within a transaction: the one that takes its place needs the rows
 READERS = 4
 
 # libpq's settings, in seconds and milliseconds.  Without them a call would hang for a quarter of an hour
@@ -122,7 +123,7 @@ def _server_pool(location: Location, busy_timeout: float, *, pool_size: int, **o
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,  # the server may have restarted
-        connect_args=_connect_args(location.url, busy_timeout),
+        connect_args=_connect_args(location.url, busy_timeout, IDLE_TIMEOUT),
         **options,
     )
 
@@ -176,17 +177,17 @@ def snapshot_reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> E
 
 
 def _server_connection(location: Location, busy_timeout: float, **options: Any) -> Engine:
-    connect_args = _connect_args(location.url, busy_timeout)
+    connect_args = _connect_args(location.url, busy_timeout, STATEMENT_TIMEOUT)
     return create_engine(location.url, poolclass=NullPool, connect_args=connect_args, **options)
 
 
-def _connect_args(url: URL, busy_timeout: float) -> dict[str, str]:
+def _connect_args(url: URL, busy_timeout: float, idle_timeout: float) -> dict[str, str]:
     """Return psycopg's arguments; settings in the URL itself take precedence."""
     settings = {
         "lock_timeout": milliseconds(busy_timeout),
         "statement_timeout": milliseconds(STATEMENT_TIMEOUT),
-        # A bot that hangs must not keep its row locks.
-        "idle_in_transaction_session_timeout": milliseconds(STATEMENT_TIMEOUT),
+        # A process that hangs must not keep its row locks.
+        "idle_in_transaction_session_timeout": milliseconds(idle_timeout),
         "timezone": "UTC",
     }
     options = [f"-c {name}={value}" for name, value in settings.items()]

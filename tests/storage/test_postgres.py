@@ -65,7 +65,7 @@ async def test_the_writer_and_the_readers_have_the_intended_settings(postgres: P
     wanted = {
         "lock_timeout": "5s",
         "statement_timeout": "1min",
-        "idle_in_transaction_session_timeout": "1min",
+        "idle_in_transaction_session_timeout": "10s",
         "TimeZone": "UTC",
         "client_encoding": "UTF8",
         "application_name": "chatglm-bot",
