@@ -220,7 +220,7 @@ async def test_a_permission_that_comes_back_completes_the_answer(world: World) -
 
 @pytest.mark.parametrize(("verb", "seconds"), [("send", 300.0), ("edit", 3600.0)])
 async def test_a_missing_permission_is_waited_for_longer_once_a_message_stands(
-    world: World, verb: str, seconds: float
+    world: World, verb: Verb, seconds: float
 ) -> None:
     refuse(world, AccessDenied("may not write"), verb)
     with pytest.raises(AccessDenied), capture_logs() as logs:
