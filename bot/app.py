@@ -23,18 +23,19 @@ from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
 from bot.chat.sign_in import SignIn
+from bot.cluster import alone, follow_settings, keep_lock, platform_turn
 from bot.config.edit import ConfigEditor
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
 from bot.domain import ModelStatus
-from bot.engine import Progress, import_backend, open_engine, preflight
+from bot.engine import Progress, open_engine, preflight
 from bot.engine.base import Engine
 from bot.engine.embeddings import open_embedder
 from bot.engine.embeddings import preflight as check_embeddings
 from bot.engine.router import ModelRouter
-from bot.errors import BotError, EngineUnavailable, StoreDamaged, StoreError, StoreInUse, StoreLost
+from bot.errors import BotError, EngineUnavailable, StoreDamaged, StoreLost
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
-from bot.observability.health import Components, Health, Readiness
+from bot.observability.health import Components, Health
 from bot.observability.http import create_app, serve_operations
 from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
@@ -42,11 +43,9 @@ from bot.server.app import own_limits, serve_apis
 from bot.server.generation import Backend
 from bot.storage.backup_folder import BackupFolder
 from bot.storage.connections import locate
-from bot.storage.instance_lock import InstanceLock
 from bot.storage.master_key import MasterKeys
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
-from bot.storage.standby import GRACE, LEASE, HolderWatch, acquire_in_turn
 from bot.storage.usage_export import report_usage
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.garbage import collect_when_idle
@@ -55,9 +54,6 @@ from bot.util.shutdown import ShutdownDeadline
 from bot.util.terminal import reads_terminal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-# Seconds between two renewals of the lock on the database.
-_LOCK_INTERVAL = 15.0
 
 # Seconds between two looks at the files of the database.
 _FILES_INTERVAL = 2.0
@@ -81,7 +77,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
     wants_reload = asyncio.Event()
     async with (
         _on_sighup(config, source, wants_reload),
-        _alone(config, components, clock, _operations(config, components, health, metrics, clock)) as lock,
+        alone(config, components, clock, _operations(config, components, health, metrics, clock)) as lock,
         SqlStore(url, clock, metrics, master=MasterKeys.of(config.storage)) as store,
     ):
         components.store = store
@@ -111,6 +107,10 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 model=engine.serving,
                 sign_in=links,
             )
+
+            def turn_of(platform: str) -> AbstractAsyncContextManager[None] | None:
+                return platform_turn(platform, url, clock, intake) if config.cluster.is_shared else None
+
             platforms = [
                 SupervisedAdapter(
                     name,
@@ -118,6 +118,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     clock,
                     is_final=not each.tokens,
                     ends_all=not each.tokens and reads_terminal(),  # the end of a pipe leaves the page alone
+                    turn=turn_of(name) if each.tokens else None,
                 )
                 for name, each in config.enabled_adapters.items()
             ]
@@ -134,7 +135,8 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             entrance = Entrance(config.server, config.oidc, access, links, clock)
             web = _open_web(config, clock, sources, entrance)
             if web is not None:
-                platforms.append(SupervisedAdapter("web", partial(_itself, web), clock, is_final=False))
+                open_web = partial(_itself, web)
+                platforms.append(SupervisedAdapter("web", open_web, clock, is_final=False, turn=turn_of("web")))
             components.adapters = {each.name: each for each in platforms}
             backend = Backend(
                 engine,
@@ -170,7 +172,9 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     collect_when_idle(lambda: intake.exchanges.is_idle, clock),
                 ]
                 if not config.cluster.enabled:  # else HolderWatch checks the lock
-                    background.append(_keep_lock(lock, clock))
+                    background.append(keep_lock(lock, clock))
+                if config.cluster.is_shared:
+                    background.append(follow_settings(intake.choices, clock))
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
                 requires_all = operations.require_all_platforms
@@ -283,75 +287,6 @@ async def _on_sighup(config: Config, source: ConfigSource | None, wants_reload: 
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
-
-
-@asynccontextmanager
-async def _alone(
-    config: Config, components: Components, clock: Clock, operations: AbstractAsyncContextManager[None]
-) -> AsyncIterator[InstanceLock]:
-    """Hold the lock on the database and serve health checks; these also while another bot is waited for."""
-    url = config.storage.url.get_secret_value()
-    if config.cluster.enabled:
-        async with operations:
-            # The next one that serves begins seconds earlier.
-            await asyncio.to_thread(_import_parts, config)
-            async with _in_turn(url, components, clock) as lock:
-                yield lock
-    else:
-        async with _locked(url) as lock, operations:
-            yield lock
-
-
-def _import_parts(config: Config) -> None:
-    for section in config.sections.values():
-        import_backend(section)
-    for name in config.enabled_adapters:
-        import_adapter(name)
-
-
-@asynccontextmanager
-async def _in_turn(url: str, components: Components, clock: Clock) -> AsyncIterator[InstanceLock]:
-    """Hold the lock on the database once no other bot does; if it is lost, the process ends at once."""
-
-    def report(fault: str | None) -> None:
-        components.standby = Readiness("standby", fault)
-
-    report(None)
-    log.info("standing by until no other bot serves the database")
-    lock = await asyncio.to_thread(partial(InstanceLock, url, lease=LEASE))
-    try:
-        await acquire_in_turn(lock, clock, report)
-        with HolderWatch(lock):
-            if not lock.is_handed_over:
-                await clock.sleep(GRACE)
-            components.standby = None
-            log.info("serving the database")
-            yield lock
-    finally:
-        await asyncio.to_thread(lock.release)
-
-
-@asynccontextmanager
-async def _locked(url: str) -> AsyncIterator[InstanceLock]:
-    """Hold the lock on the database; in threads, since acquiring it may take seconds."""
-    lock = await asyncio.to_thread(InstanceLock, url)
-    await asyncio.to_thread(lock.__enter__)
-    try:
-        yield lock
-    finally:
-        await asyncio.to_thread(lock.__exit__, None, None, None)
-
-
-async def _keep_lock(lock: InstanceLock, clock: Clock) -> None:
-    """Renew the lock: a database server that restarts forgets it."""
-    while True:
-        await clock.sleep(_LOCK_INTERVAL)
-        try:
-            await asyncio.to_thread(lock.renew)
-        except StoreInUse:
-            raise
-        except StoreError as error:
-            log.warning("the lock on the database cannot be renewed now", error=str(error))
 
 
 async def _watch_files(store: SqlStore, clock: Clock) -> None:

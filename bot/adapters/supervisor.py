@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
 
@@ -25,19 +26,29 @@ _STEADY_SECONDS = 600.0
 class SupervisedAdapter:
     """A platform's adapter, opened again after each end; a console (`is_final`) is opened once.
 
-    With `ends_all` its end is that of all: the person at the terminal has left.
+    With `ends_all` its end is that of all: the person at the terminal has left.  Where several bots share the
+    platforms, `turn` is entered before the first: it waits until no other bot serves the platform.
     """
 
     def __init__(
-        self, name: str, open: Callable[[], Adapter], clock: Clock, *, is_final: bool, ends_all: bool = False
+        self,
+        name: str,
+        open: Callable[[], Adapter],
+        clock: Clock,
+        *,
+        is_final: bool,
+        ends_all: bool = False,
+        turn: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
         self.name = name
         self.ends_all = ends_all
         self.has_ended = False
+        self.is_standby = False  # another bot serves the platform
         self.refusal: LoginRefused | None = None
         self._open = open
         self._clock = clock
         self._is_final = is_final
+        self._turn = turn
         self._adapter: Adapter | None = None
         self._fault: str | None = None
 
@@ -47,13 +58,19 @@ class SupervisedAdapter:
 
     @property
     def fault(self) -> str | None:
-        """The reason why the platform is not served, None while it is connected."""
-        if self.is_connected:
+        """The reason why the platform is not served, None while it is connected, or another bot serves it."""
+        if self.is_connected or self.is_standby:
             return None
         return self._fault or "not connected"
 
     async def run(self, intake: Intake, check_others: Callable[[], None]) -> None:
         """Serve until cancelled; `check_others` is called after each refusal, and raises if that ends the program."""
+        self.is_standby = self._turn is not None
+        async with self._turn or nullcontext():
+            self.is_standby = False
+            await self._run(intake, check_others)
+
+    async def _run(self, intake: Intake, check_others: Callable[[], None]) -> None:
         backoff = Backoff(_FIRST_RESTART, _LONGEST_RESTART)
         while True:
             began, error = self._clock.now(), await self._serve(intake)

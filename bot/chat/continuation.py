@@ -58,6 +58,10 @@ class Continuations:
         self._noted_since = began_at  # messages of before may have questions that are not in `_recent`
         self._recent: RecentDict[Place, _Recent] = RecentDict(1000)  # in the order in which they were noted
 
+    def begin(self, at: datetime) -> None:
+        """Look for the questions of messages from before this time in the store: another bot may have stored them."""
+        self._noted_since = max(self._noted_since, at)
+
     def may_continue(self, message: IncomingMessage) -> bool:
         """Return whether a message that is not for the bot by itself may be more of a question."""
         return self.may_go_on(message.channel, message.author.id, message.sent_at)
@@ -87,7 +91,7 @@ class Continuations:
     def pass_over(self, missed: IncomingMessage) -> None:
         """Look for the question of what follows a missed message in the store, which may have it."""
         self._recent.pop(_place(missed), None)
-        self._noted_since = max(self._noted_since, missed.sent_at)
+        self.begin(missed.sent_at)
 
     async def find(self, message: IncomingMessage, *, is_missed: bool = False) -> Exchange | None:
         """Return the question that the message is more of, if there is one; `is_missed` is one of the backlog.

@@ -187,6 +187,12 @@ class Intake:
             return joined
         return await self._keep(answer, joined, refusal)
 
+    def forget_before(self) -> None:
+        """Read again what another bot, which has served a platform until now, may have changed."""
+        self.choices.forget()
+        self._quotas.reread_sums()
+        self.continuations.begin(self.today())
+
     async def recover(self, platform: str) -> list[Exchange]:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
         return await self.recovery.recover(platform)

@@ -125,6 +125,7 @@ class Choices:
         self._today = today
         self._lock = asyncio.Lock()
         self._is_loaded = False
+        self._newest: list[SettingChange] = []
         self.revision = 0  # raised by each change
 
     async def load(self) -> None:
@@ -179,6 +180,17 @@ class Choices:
     async def has_agreed(self, author: Author) -> bool:
         """Return whether a person agrees that answers to them are exported."""
         return await self._store.has_consented(author)
+
+    def forget(self) -> None:
+        """Let the next `load` read the stored settings again."""
+        self._is_loaded = False
+
+    async def follow(self) -> None:
+        """Read the stored settings again if the newest change is another one than at the last call."""
+        newest = await self._store.setting_changes(None, 1)
+        if newest != self._newest:
+            await self.reload()
+        self._newest = newest
 
     async def reload(self) -> None:
         """Read the stored settings again: the store has deleted or moved some."""

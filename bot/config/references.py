@@ -63,6 +63,8 @@ def wrong_names(config: Config) -> Iterator[tuple[Key, str]]:
     """Yield each setting that names what config.toml does not have, and a sentence about it."""
     if config.oidc.issuer and not config.server.public_url:
         yield ("oidc", "issuer"), "the provider sends people back to server.public_url, which is not set"
+    if config.cluster.is_shared and config.storage.url.get_secret_value().startswith("sqlite"):
+        yield ("cluster", "share"), "bots share platforms on a server only: set storage.url to a PostgreSQL database"
     sections = config.sections
     for name, section in sections.items():
         key: Key = (name,) if name == DEFAULT_MODEL else ("models", name)

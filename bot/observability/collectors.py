@@ -21,8 +21,8 @@ class ComponentsCollector:
         self._components = components
 
     def collect(self) -> Iterator[Metric]:
-        serving = _gauge("serving", "0 while another bot serves the database, and this one is ready to take over.")
-        serving.add_metric((), self._components.standby is None)
+        serving = _gauge("serving", "0 while other bots serve all platforms, and this one is ready to take over.")
+        serving.add_metric((), self._components.is_serving)
         yield serving
         connected = _gauge("platform_connected", "1 while the platform is connected.", ("platform",))
         for name, adapter in self._components.adapters.items():

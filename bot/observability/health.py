@@ -22,6 +22,9 @@ class AdapterState(Protocol):
     @property
     def fault(self) -> str | None: ...
 
+    @property
+    def is_standby(self) -> bool: ...
+
 
 class StoreState(Protocol):
     @property
@@ -40,11 +43,20 @@ class EngineState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """One component, and the reason if it is not ready; `is_needed` is false for a platform beside one that serves."""
+    """One component, and the reason if it is not ready; `is_needed` is false for a platform beside one that serves.
+
+    With `is_standby` another bot serves the platform, and this one is ready to take over.
+    """
 
     component: str
     reason: str | None
     is_needed: bool = True
+    is_standby: bool = False
+
+    @property
+    def word(self) -> str:
+        """The component's state in /readyz."""
+        return self.reason or ("standby" if self.is_standby else "ok")
 
 
 @dataclass
@@ -57,6 +69,12 @@ class Components:
     is_stopping: bool = False
     standby: Readiness | None = None  # while another bot serves the database
     models: Callable[[], Sequence[ModelStatus]] = tuple  # where there may be several
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this bot serves a platform, or none has to wait for another bot."""
+        is_standby = [adapter.is_standby for adapter in self.adapters.values()]
+        return self.standby is None and not (is_standby and all(is_standby))
 
 
 def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
@@ -104,7 +122,10 @@ class Health:
             Readiness("program", "stopping" if components.is_stopping else None),
             Readiness("store", await self._find_store_fault()),
             Readiness("engine", self.fault_of(load)),
-            *(Readiness(name, adapter.fault, needs_all) for name, adapter in components.adapters.items()),
+            *(
+                Readiness(name, adapter.fault, needs_all, adapter.is_standby)
+                for name, adapter in components.adapters.items()
+            ),
         ]
 
     def fault_of(self, load: EngineLoad | None) -> str | None:

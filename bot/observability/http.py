@@ -26,7 +26,7 @@ def create_app(health: Health, figures: CollectorRegistry) -> Starlette:
     async def readyz(request: Request) -> Response:
         states = await health.readiness()
         is_ready = all(state.reason is None for state in states if state.is_needed)
-        body = {"ready": is_ready, "parts": {state.component: state.reason or "ok" for state in states}}
+        body = {"ready": is_ready, "parts": {state.component: state.word for state in states}}
         return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NO_STORE)
 
     async def metrics(request: Request) -> Response:

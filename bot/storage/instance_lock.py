@@ -1,4 +1,4 @@
-"""Lock a database, so that only one bot runs on it."""
+"""Lock a database, so that only one bot runs on it, or each of its platforms, so that only one bot serves it."""
 
 import fcntl
 import os
@@ -22,21 +22,23 @@ from bot.storage.migrate import create_folder
 TIMEOUT = 5.0
 INTERVAL = 0.1
 
-# Two numbers are another key than the single one of migrations; the second one is the schema's.
-_TRY_LOCK = "SELECT pg_try_advisory_lock(x'626F74'::int, hashtext(current_schema()))"
-# Tells processes that wait that nothing of this one is left to wait for.
+# Two numbers are another key than the single one of migrations: what is locked, and its name.
+_OF_DATABASE, _OF_PLATFORM = 0x626F74, 0x626F75
+_KEY = "%(kind)s::int, hashtext(%(name)s)"
+_TRY_LOCK = f"SELECT pg_try_advisory_lock({_KEY})"
+_TRY_SHARED = f"SELECT pg_try_advisory_lock_shared({_KEY})"
+# The notice tells processes that wait that nothing of this one is left to wait for.
 _CHANNEL = "chatglm_bot_lock"
-_HAND_OVER = (
-    f"SELECT pg_advisory_unlock(x'626F74'::int, hashtext(current_schema())), pg_notify('{_CHANNEL}', current_schema())"
-)
+_UNLOCK = f"SELECT pg_advisory_unlock({_KEY}), pg_notify('{_CHANNEL}', %(name)s)"
+_UNLOCK_SHARED = f"SELECT pg_advisory_unlock_shared({_KEY}), pg_notify('{_CHANNEL}', %(name)s)"
 # How pg_stat_activity calls a session whose process checks it every second (bot/storage/standby.py).
 _CHECKED = "chatglm-bot lock"
 _END_UNCHECKED = """
     SELECT pg_terminate_backend(activity.pid)
     FROM pg_locks JOIN pg_stat_activity AS activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND activity.datname = current_database()
-        AND classid = x'626F74'::int::oid AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid
-        AND activity.application_name = %(name)s
+        AND classid = %(kind)s::int::oid AND objid = (hashtext(%(name)s)::bigint & 4294967295)::oid
+        AND activity.application_name = %(checked)s
         AND activity.state_change < clock_timestamp() - make_interval(secs => %(lease)s)
 """
 # The server drops the session of a machine without power after 12 seconds, not after two hours.
@@ -50,6 +52,9 @@ class InstanceLock:
     ends the session of another process with a lease that has not checked it for so long: a server keeps the
     session of a process that is stopped.
 
+    Bots that share a server's database have the lock of the database together (`is_shared`), and of each
+    `platform` one of them has the lock.
+
     Raises:
         StoreInUse: Another process had the lock for `timeout` seconds.
         StoreError: The database cannot be reached, or its folder is not writable.
@@ -62,10 +67,19 @@ class InstanceLock:
         timeout: float = TIMEOUT,
         sleep: Callable[[float], object] = time.sleep,
         lease: float | None = None,
+        platform: str = "",
+        is_shared: bool = False,
     ) -> None:
         self._location = locate(url)
+        self._platform = platform
         # The kernel or the server releases it when the process ends.
-        self._lock = _ServerLock(self._location, lease) if self._location.path is None else _FileLock(self._location)
+        self._lock: _FileLock | _ServerLock
+        if self._location.path is None:
+            self._lock = _ServerLock(self._location, lease, platform, is_shared=is_shared)
+        else:
+            is_whole = not platform and not is_shared
+            assert is_whole, "a file has one bot"
+            self._lock = _FileLock(self._location)
         self._tries = 1 + round(timeout / INTERVAL)
         self._sleep = sleep
 
@@ -118,6 +132,8 @@ class InstanceLock:
                 return
             if left:
                 self._sleep(INTERVAL)
+        if self._platform:
+            raise StoreInUse(f"another bot on {self._location.name} serves {self._platform}")
         raise StoreInUse(
             f"{self._location.name} is in use by another bot{self._lock.holder()}: stop that one, name another "
             "database in storage.url, or let this one wait for it with cluster.enabled = true in both"
@@ -218,12 +234,14 @@ class _FileLock:
 class _ServerLock:
     """Advisory lock of a separate session; the server releases it with the connection."""
 
-    def __init__(self, location: Location, lease: float | None) -> None:
+    def __init__(self, location: Location, lease: float | None, platform: str, *, is_shared: bool) -> None:
         self._location = location
         self._lease = lease
+        self._platform = platform
+        self._try, self._unlock = (_TRY_SHARED, _UNLOCK_SHARED) if is_shared else (_TRY_LOCK, _UNLOCK)
         self._engine = migrator(location)
         self._session: Connection | None = None
-        self._schema = ""
+        self._key: dict[str, object] = {}
         self._is_held = False
         # A session also ends with the server, or by an operator's command: its process may still run.
         self.is_handed_over = False
@@ -235,10 +253,11 @@ class _ServerLock:
                 if self._is_held:
                     session.exec_driver_sql("SELECT 1")
                 else:
-                    self._is_held = bool(session.exec_driver_sql(_TRY_LOCK).scalar_one())
+                    self._is_held = bool(session.exec_driver_sql(self._try, self._key).scalar_one())
                     self.is_handed_over = self.is_handed_over and self._is_held  # else a third process was faster
                     if not self._is_held and self._lease is not None:
-                        session.exec_driver_sql(_END_UNCHECKED, {"name": _CHECKED, "lease": self._lease})
+                        about = {"checked": _CHECKED, "lease": self._lease}
+                        session.exec_driver_sql(_END_UNCHECKED, self._key | about)
         except StoreError:
             self._close()  # the next try opens a new session
             raise
@@ -251,7 +270,11 @@ class _ServerLock:
         session.exec_driver_sql(f"LISTEN {_CHANNEL}")
         if self._lease is not None:
             session.exec_driver_sql(f"SET application_name = '{_CHECKED}'")
-        self._schema = session.exec_driver_sql("SELECT current_schema()").scalar_one()
+        schema: str = session.exec_driver_sql("SELECT current_schema()").scalar_one()
+        if self._platform:
+            self._key = {"kind": _OF_PLATFORM, "name": f"{schema} {self._platform}"}
+        else:
+            self._key = {"kind": _OF_DATABASE, "name": schema}
         return session
 
     def wait(self, seconds: float) -> None:
@@ -262,7 +285,7 @@ class _ServerLock:
         assert isinstance(driver, psycopg.Connection)
         with suppress(psycopg.Error):  # the next try names the reason
             for notice in driver.notifies(timeout=seconds, stop_after=1):
-                self.is_handed_over = self.is_handed_over or notice.payload == self._schema
+                self.is_handed_over = self.is_handed_over or notice.payload == self._key["name"]
 
     def holder(self) -> str:
         return ""
@@ -270,7 +293,7 @@ class _ServerLock:
     def release(self) -> None:
         if self._session is not None and self._is_held:
             with suppress(StoreError), map_errors(self._location.name):
-                self._session.exec_driver_sql(_HAND_OVER)
+                self._session.exec_driver_sql(self._unlock, self._key)
         self._close()
 
     def _close(self) -> None:

@@ -1,6 +1,6 @@
-"""Several bots on one database: one serves, the others wait to take over.
+"""Several bots on one database: one serves, the others wait to take over; or each platform has one that serves it.
 
-The lock on the database decides.  A file's is released when its process has ended, and the next
+The lock on the database, or on the platform, decides.  A file's is released when its process has ended, and the next
 bot begins.  A server releases it with the session, and a session can end while its process runs
 on: the server restarts, or the network between the two fails.  Two bots would answer then.  So
 the one that serves checks its session every second, and ends itself when no check has succeeded
@@ -13,9 +13,9 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -37,28 +37,51 @@ LEASE = 6.0
 GRACE = 4.0
 
 
+@asynccontextmanager
+async def in_turn(
+    lock: InstanceLock, clock: Clock, report: Callable[[str | None], None], *, grace: float = GRACE
+) -> AsyncIterator[None]:
+    """Hold the lock once no other process has it; if it is lost, this process ends at once.
+
+    `grace` are the seconds to wait for one before that may not have ended.
+    """
+    try:
+        await acquire_in_turn(lock, clock, report)
+        with HolderWatch(lock):
+            if not lock.is_handed_over:
+                await clock.sleep(grace)
+            yield
+    finally:
+        await asyncio.to_thread(lock.release)
+
+
 async def acquire_in_turn(lock: InstanceLock, clock: Clock, report: Callable[[str | None], None]) -> None:
     """Wait for the lock for as long as another process has it.
 
     `report` is called with None while the database can be reached, and else with the reason.
     """
     reason: str | None = None
-    while True:
-        try:
-            if await asyncio.to_thread(lock.try_acquire):
-                return
-        except StoreError as error:
-            if str(error) != reason:
-                log.warning("the database cannot be reached, standing by", error=str(error))
-            reason = str(error)
-            report(reason)
-            await clock.sleep(_RETRY)
-        else:
-            if reason is not None:
-                log.info("the database can be reached again, standing by")
-            reason = None
-            report(None)
-            await asyncio.to_thread(lock.wait, _RETRY)
+    # A thread of its own: with several platforms, those of asyncio would all wait, perhaps for weeks.
+    thread, loop = ThreadPoolExecutor(1, "lock-wait"), asyncio.get_running_loop()
+    try:
+        while True:
+            try:
+                if await loop.run_in_executor(thread, lock.try_acquire):
+                    return
+            except StoreError as error:
+                if str(error) != reason:
+                    log.warning("the database cannot be reached, standing by", error=str(error))
+                reason = str(error)
+                report(reason)
+                await clock.sleep(_RETRY)
+            else:
+                if reason is not None:
+                    log.info("the database can be reached again, standing by")
+                reason = None
+                report(None)
+                await loop.run_in_executor(thread, lock.wait, _RETRY)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _exit() -> None:

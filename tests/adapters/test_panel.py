@@ -52,6 +52,7 @@ class Platform:
     """The state of a platform, as the supervisor reports it."""
 
     fault: str | None = None
+    is_standby: bool = False
 
     @property
     def is_connected(self) -> bool:

@@ -1,9 +1,10 @@
 """Platforms are independent: a fault of one neither stops nor delays another."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -46,7 +47,12 @@ class Bench:
     """Platforms under supervision, on a clock that the test moves."""
 
     def __init__(
-        self, adapters: dict[str, Scripted], *, is_final: Callable[[str], bool], ends_all: bool = False
+        self,
+        adapters: dict[str, Scripted],
+        *,
+        is_final: Callable[[str], bool],
+        ends_all: bool = False,
+        turns: Mapping[str, AbstractAsyncContextManager[None]] = MappingProxyType({}),
     ) -> None:
         self.clock = ManualClock()
         self.platforms = {
@@ -56,6 +62,7 @@ class Bench:
                 self.clock,
                 is_final=is_final(name),
                 ends_all=ends_all and is_final(name),
+                turn=turns.get(name),
             )
             for name, adapter in adapters.items()
         }
@@ -64,6 +71,9 @@ class Bench:
 
     async def parts(self) -> dict[str, str | None]:
         return {each.component: each.reason for each in await Health(self.components, 60.0, self.clock).readiness()}
+
+    async def words(self) -> dict[str, str]:
+        return {each.component: each.word for each in await Health(self.components, 60.0, self.clock).readiness()}
 
 
 @asynccontextmanager
@@ -74,8 +84,9 @@ async def served(
     requires_all: bool = False,
     final: str = "",
     ends_all: bool = False,
+    turns: Mapping[str, AbstractAsyncContextManager[None]] | None = None,
 ) -> AsyncIterator[Bench]:
-    bench = Bench(adapters, is_final=lambda name: name == final, ends_all=ends_all)
+    bench = Bench(adapters, is_final=lambda name: name == final, ends_all=ends_all, turns=turns or {})
     work = serve_platforms(list(bench.platforms.values()), harness.intake, requires_all=requires_all)
     bench.serving = asyncio.create_task(work)
     await bench.clock.advance(0)
@@ -242,3 +253,42 @@ async def test_a_question_that_a_platform_had_taken_and_not_begun_is_answered_by
         await bench.clock.advance(2)
         await ran.acquire()
     assert owed == [message.id]
+
+
+class Turn:
+    """The turn of a platform that another bot serves; it notes its end."""
+
+    def __init__(self) -> None:
+        self.comes, self.has_ended = asyncio.Event(), False
+
+    @asynccontextmanager
+    async def wait(self) -> AsyncIterator[None]:
+        await self.comes.wait()
+        try:
+            yield
+        finally:
+            self.has_ended = True
+
+
+async def test_a_platform_of_another_bot_is_served_once_its_turn_has_come(harness: Harness) -> None:
+    turn, adapters = Turn(), {"discord": Scripted([]), "slack": Scripted([])}
+    async with served(harness, adapters, turns={"slack": turn.wait()}) as bench:
+        assert adapters["discord"].runs == 1
+        assert adapters["slack"].runs == 0
+        words = await bench.words()
+        assert (words["discord"], words["slack"]) == ("ok", "standby")
+        assert bench.components.is_serving
+        turn.comes.set()
+        await bench.clock.advance(0)
+        assert adapters["slack"].runs == 1
+        assert (await bench.words())["slack"] == "ok"
+        assert not turn.has_ended
+    assert turn.has_ended
+
+
+async def test_a_bot_whose_platforms_are_all_served_by_others_is_ready_and_serves_none(harness: Harness) -> None:
+    adapters = {"discord": Scripted([]), "slack": Scripted([])}
+    async with served(harness, adapters, turns={name: Turn().wait() for name in adapters}) as bench:
+        parts = await bench.parts()
+        assert (parts["discord"], parts["slack"]) == (None, None)
+        assert not bench.components.is_serving

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from bot import app
+from bot import app, cluster
 from bot.adapters.base import Adapter
 from bot.adapters.console.settings import ConsoleSection
 from bot.chat.intake import Intake
@@ -234,7 +234,7 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
             raise outcome
 
     monkeypatch.setattr(InstanceLock, "renew", renew)
-    monkeypatch.setattr(app, "_LOCK_INTERVAL", 0.0)
+    monkeypatch.setattr(cluster, "_LOCK_INTERVAL", 0.0)
     standing_in(monkeypatch, Forever())
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)

@@ -1,6 +1,7 @@
 """R33: several bots on one database (PostgreSQL), of which the one that serves is killed, stopped, paused or cut off.
 
-`[cluster]` is enabled: one bot serves, the others stand by.  Each fault hits the one that serves:
+`[cluster]` is enabled: one bot serves, the others stand by.  R34 (replicas.py) does the same to bots that share the
+platforms.  Each fault hits the one that serves:
 
 - killed: SIGKILL;
 - upgraded: SIGTERM, and a new process starts;
@@ -18,10 +19,11 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -56,9 +58,10 @@ _SLOWER = 5.0
 _REPLACED = "another bot may serve"
 # The other platforms' databases are on the same server.
 _LOCKS = (
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = x'{kind}'::int::oid"
     " AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
 )
+_OF_DATABASE, _OF_PLATFORM = "626F74", "626F75"
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
 )
@@ -71,12 +74,13 @@ class _Bot:
     process: BotProcess
     proxy: TcpProxy
 
-    @property
-    def began(self) -> float:
-        """Return when it last began to serve, in seconds since the epoch; 0 if it did not."""
+    def began(self, name: str | None) -> float:
+        """Return when it began to serve the database, or a platform, in seconds since the epoch; 0 if it did not."""
         log = (self.process.folder / "log").read_text(encoding="utf-8")
-        lines = [line for line in log.splitlines() if "serving the database" in line]
-        return datetime.fromisoformat(json.loads(lines[-1])["timestamp"]).timestamp() if lines else 0.0
+        what = "serving the database" if name is None else "serving the platform"
+        events = [json.loads(line) for line in log.splitlines() if f'"{what}"' in line]
+        times = [event["timestamp"] for event in events if name is None or event["platform"] == name]
+        return datetime.fromisoformat(times[-1]).timestamp() if times else 0.0
 
     @property
     def is_running(self) -> bool:
@@ -87,12 +91,12 @@ class _Bot:
 class _Cluster:
     """The bots on one database."""
 
-    name: str
-    platform: LoopbackPlatform
+    platforms: Mapping[str, LoopbackPlatform]
     folder: Path
     server: PostgresServer
     database: str
     opened: AsyncExitStack
+    is_shared: bool
     bots: list[_Bot] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     takeovers: dict[Fault, list[float]] = field(default_factory=lambda: {fault: [] for fault in _EXPECTED})
@@ -106,19 +110,33 @@ class _Cluster:
         self.folders.append(folder)
         proxy, port = await self.opened.enter_async_context(open_proxy_to(self.server.port, number))
         url = self.server.url(self.database).replace(f":{self.server.port}/", f":{port}/")
-        more = {"BOT_STORAGE__URL": url, "BOT_CLUSTER__ENABLED": "true"}
-        process = await self.opened.enter_async_context(run_bot({self.name: self.platform}, folder, more))
+        more = {"BOT_STORAGE__URL": url, "BOT_CLUSTER__ENABLED": "true", "BOT_CLUSTER__SHARE": str(self.is_shared)}
+        process = await self.opened.enter_async_context(run_bot(self.platforms, folder, more))
         self.bots.append(_Bot(process, proxy))
         return self
 
-    async def serving(self, after: float = 0.0) -> _Bot:
-        """Return the bot that began to serve after this time (seconds since the epoch)."""
-        await until(lambda: any(bot.began > after for bot in self.bots if bot.is_running))
-        return max((bot for bot in self.bots if bot.is_running), key=lambda bot: bot.began)
+    async def supervise(self) -> None:
+        """Replace bots that end by themselves: on a busy machine one may miss its checks."""
+        while True:
+            await asyncio.sleep(0.2)
+            for ended in [bot for bot in self.bots if not bot.is_running]:
+                self.bots.remove(ended)
+                await self.start()
 
-    async def inject(self, fault: Fault) -> None:
-        """Inject the fault into the bot that serves; return when another one serves and this one has ended."""
-        bot = await self.serving()
+    async def serving(self, name: str, after: float = 0.0) -> tuple[_Bot, float]:
+        """Return the bot that began to serve a platform after this time (seconds since the epoch), and when."""
+        await until(lambda: self._newest(name)[1] > after)
+        bot, began = self._newest(name)
+        assert bot is not None
+        return bot, began
+
+    def _newest(self, name: str) -> tuple[_Bot | None, float]:
+        began = [(bot, bot.began(name if self.is_shared else None)) for bot in self.bots if bot.is_running]
+        return max(began, key=lambda each: each[1], default=(None, 0.0))
+
+    async def inject(self, fault: Fault, name: str) -> None:
+        """Inject the fault into the bot that serves a platform; return when another one does and this one has ended."""
+        bot, _ = await self.serving(name)
         at = time.time()
         process = bot.process.process
         match fault:
@@ -135,66 +153,87 @@ class _Cluster:
                 self.server.run(_END_SESSIONS.format(database=self.database))
         if fault == "thrown out" and await self._keeps_its_place(bot):
             return
-        self.takeovers[fault].append((await self.serving(after=at)).began - at)
-        if fault == "paused":
+        if bot in self.bots:
+            self.bots.remove(bot)
+        _, began = await self.serving(name, after=at)
+        self.takeovers[fault].append(began - at)
+        if fault == "paused" and process.returncode is None:
             process.send_signal(signal.SIGCONT)
         await process.wait()
-        self.bots.remove(bot)
-        await self.start()
+        while len(self.bots) < _REPLICAS:
+            await self.start()
 
     async def _keeps_its_place(self, bot: _Bot) -> bool:
         """Return whether it acquires the lock again; the alternative is its end."""
-        held = _LOCKS.format(database=self.database)
-        await until(lambda: self.server.run(held) == [(1,)])
+        kind, count = (_OF_PLATFORM, len(self.platforms)) if self.is_shared else (_OF_DATABASE, 1)
+        held = _LOCKS.format(database=self.database, kind=kind)
+        await until(lambda: self.server.run(held) == [(count,)] or not bot.is_running)
         with suppress(TimeoutError):
             await until(lambda: not bot.is_running, GRACE + _MOST_MORE)
         return bot.is_running
 
 
-async def replace_repeatedly(name: str, server: PostgresServer, rounds: int, seed: int) -> tuple[KillResult, _Cluster]:
-    """Inject each fault `rounds` times, in random order, then check the answers."""
-    chance = random.Random(f"{seed} {name}")
-    result = KillResult()
+async def replace_repeatedly(
+    names: Sequence[str], server: PostgresServer, rounds: int, seed: int, *, is_shared: bool
+) -> tuple[dict[str, KillResult], _Cluster]:
+    """Inject each fault `rounds` times, in random order, then check the answers of each platform."""
+    chance = random.Random(f"{seed} {names}")
+    results = {name: KillResult() for name in names}
     faults = [fault for fault in _EXPECTED for _ in range(rounds)]
     chance.shuffle(faults)
 
-    async def ask(platform: LoopbackPlatform) -> None:
-        number, channel = f"q{len(result.questions)}e", chance.choice(CHANNELS)
-        result.questions[number] = channel
-        await platform.say(f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}", channel=channel)
+    async def ask(name: str) -> None:
+        result, channel = results[name], chance.choice(CHANNELS)
+        result.questions[number := f"q{len(result.questions)}e"] = channel
+        text = f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}"
+        await cluster.platforms[name].say(text, channel=channel)
+
+    def all_answered() -> bool:
+        return all(are_answered(cluster.platforms[name], result) for name, result in results.items())
 
     with tempfile.TemporaryDirectory() as temporary:
-        async with PROFILES[name].open() as platform, AsyncExitStack() as opened:
-            cluster = _Cluster(name, platform, Path(temporary), server, server.database(), opened)
+        async with AsyncExitStack() as opened:
+            platforms = {name: await opened.enter_async_context(PROFILES[name].open()) for name in names}
+            cluster = _Cluster(platforms, Path(temporary), server, server.database(), opened, is_shared)
             for _ in range(_REPLICAS):
                 await cluster.start()
-            first = await cluster.serving()
-            await first.process.connected()
-            for channel in CHANNELS:  # a backfill needs a known message in each channel
-                result.questions[number := f"q{len(result.questions)}e"] = channel
-                await platform.say(f"{number} hello {number}", channel=channel)
-            await until(lambda: are_answered(platform, result))
+            opened.callback(asyncio.create_task(cluster.supervise()).cancel)
+            await until(lambda: all(PROFILES[name].is_connected(each) for name, each in platforms.items()))
+            for name, result in results.items():
+                for channel in CHANNELS:  # a backfill needs a known message in each channel
+                    result.questions[number := f"q{len(result.questions)}e"] = channel
+                    await platforms[name].say(f"{number} hello {number}", channel=channel)
+            await until(all_answered)
             for fault in faults:
-                result.kills += 1
+                hit = chance.choice(names)
+                results[hit].kills += 1
                 async with asyncio.TaskGroup() as tasks:
-                    injected = tasks.create_task(_after(chance.uniform(0.0, 1.0), cluster, fault))
+                    injected = tasks.create_task(_after(chance.uniform(0.0, 1.0), cluster, fault, hit))
                     while not injected.done():
-                        await ask(platform)
-                        await asyncio.sleep(chance.uniform(0.1, 1.0) * (_SLOWER if name == "slack" else 1.0))
+                        await ask(asked := chance.choice(names))
+                        await asyncio.sleep(chance.uniform(0.1, 1.0) * (_SLOWER if asked == "slack" else 1.0))
             with suppress(TimeoutError):  # unanswered questions are counted as lost
-                await until(lambda: are_answered(platform, result), 2 * TIMEOUT)
+                await until(all_answered, 2 * TIMEOUT)
             await asyncio.sleep(1.0)  # for duplicate answers
-            count_answers(platform, result)
-            result.errors = [
-                line for folder in cluster.folders for line in logged_errors(folder) if _REPLACED not in line
-            ]
-        result.integrity = "ok"  # the server's own concern
-    return result, cluster
+            errors = [line for folder in cluster.folders for line in logged_errors(folder) if _REPLACED not in line]
+            for name, result in results.items():
+                count_answers(platforms[name], result)
+                result.errors = errors
+                result.integrity = "ok"  # the server's own concern
+    return results, cluster
 
 
-async def _after(seconds: float, cluster: _Cluster, fault: Fault) -> None:
+async def _after(seconds: float, cluster: _Cluster, fault: Fault, name: str) -> None:
     await asyncio.sleep(seconds)
-    await cluster.inject(fault)
+    await cluster.inject(fault, name)
+
+
+def row_of(name: str, result: KillResult, cluster: _Cluster) -> Row:
+    """Return the row of a platform's answers, and of the takeovers of its cluster."""
+    taken = {fault: seconds for fault, seconds in cluster.takeovers.items() if seconds}
+    times = ", ".join(f"{fault} {percentile(seconds, 99):.1f} s" for fault, seconds in taken.items())
+    in_time = all(percentile(seconds, 99) <= _EXPECTED[fault] + _MOST_MORE for fault, seconds in taken.items())
+    return Row(name, f"{result}; another bot serves after (p99): {times}", result.is_kept, in_time)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
@@ -202,16 +241,12 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     if folder is None:
         yield Row("the bots", MISSING, is_kept=scale == "short")
         return
-    rounds = 20 if scale == "full" else 1
+    names = PLATFORMS if scale == "full" else PLATFORMS[:1]
     with PostgresServer(folder) as server:
         async with asyncio.TaskGroup() as tasks:
-            runs = {
-                name: tasks.create_task(replace_repeatedly(name, server, rounds, seed))
-                for name in (PLATFORMS if scale == "full" else PLATFORMS[:1])
-            }
-    for name, run in runs.items():
-        result, cluster = run.result()
-        taken = {fault: seconds for fault, seconds in cluster.takeovers.items() if seconds}
-        times = ", ".join(f"{fault} {percentile(seconds, 99):.1f} s" for fault, seconds in taken.items())
-        in_time = all(percentile(seconds, 99) <= _EXPECTED[fault] + _MOST_MORE for fault, seconds in taken.items())
-        yield Row(name, f"{result}; another bot serves after (p99): {times}", result.is_kept, in_time)
+            replace = partial(replace_repeatedly, server=server, rounds=20 if scale == "full" else 1, seed=seed)
+            runs = [tasks.create_task(replace([name], is_shared=False)) for name in names]
+    for run in runs:
+        results, cluster = run.result()
+        for name, result in results.items():
+            yield row_of(name, result, cluster)

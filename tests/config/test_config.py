@@ -328,6 +328,14 @@ def test_an_unknown_database_scheme_is_reported_with_other_mistakes(folder: Path
     )
 
 
+def test_bots_share_platforms_on_a_server_only(folder: Path) -> None:
+    shared = "[cluster]\nenabled = true\nshare = true"
+    (sentence,) = mistakes(shared)
+    assert sentence.endswith("bots share platforms on a server only: set storage.url to a PostgreSQL database")
+    assert load(f"{shared}\n[storage]\nurl = 'postgresql://bot@db/bot'").cluster.is_shared
+    assert not load("[cluster]\nshare = true").cluster.is_shared
+
+
 def test_a_wrong_url_is_rejected_without_its_password(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"BOT_STORAGE__URL: it must begin with sqlite\+aiosqlite:///") as caught:
         load(BOT_STORAGE__URL=f"mysql://u:{CANARY}@h/d")

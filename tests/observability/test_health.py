@@ -20,6 +20,7 @@ AGE = 60.0
 
 class Platform:
     is_connected = True
+    is_standby = False
 
     @property
     def fault(self) -> str | None:

@@ -50,6 +50,7 @@ DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 
 class Platform:
     is_connected = True
+    is_standby = False
 
     @property
     def fault(self) -> str | None:

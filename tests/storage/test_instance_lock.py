@@ -201,6 +201,34 @@ def test_two_schemas_of_one_database_have_two_locks(postgres: PostgresServer) ->
         pass
 
 
+def test_bots_that_share_a_database_keep_a_bot_out_that_does_not(postgres: PostgresServer) -> None:
+    url = postgres.url(postgres.database())
+    first, second, alone = InstanceLock(url, is_shared=True), InstanceLock(url, is_shared=True), InstanceLock(url)
+    assert first.try_acquire()
+    assert second.try_acquire()
+    assert not alone.try_acquire()
+    first.release()
+    assert not alone.try_acquire()
+    second.release()
+    assert alone.try_acquire()
+    assert not first.try_acquire()
+    alone.release()
+    first.release()
+
+
+def test_each_platform_has_a_lock_of_its_own(postgres: PostgresServer) -> None:
+    url = postgres.url(postgres.database())
+    locks = [InstanceLock(url, platform=platform) for platform in ("discord", "telegram", "discord")]
+    whole = InstanceLock(url)
+    assert [each.try_acquire() for each in (*locks, whole)] == [True, True, False, True]
+    with pytest.raises(StoreInUse, match=r"another bot on .* serves discord"):
+        locks[2].renew()
+    locks[0].release()
+    assert locks[2].try_acquire()
+    for each in (*locks, whole):
+        each.release()
+
+
 def end_sessions(postgres: PostgresServer, database: str) -> None:
     with postgres.connected() as connection:
         connection.execute(

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from bot.errors import StoreError, StoreInUse
 from bot.storage import standby
 from bot.storage.instance_lock import InstanceLock
-from bot.storage.standby import HolderWatch, acquire_in_turn
+from bot.storage.standby import HolderWatch, acquire_in_turn, in_turn
 from bot.util.clock import MonotonicClock
 from tests.harness.fakes.clock import JumpingClock
 from tests.harness.platform import TIMEOUT
@@ -49,6 +49,30 @@ async def test_the_next_bot_begins_once_the_one_before_has_ended(url: str) -> No
     first.release()
 
 
+async def test_the_next_bot_serves_a_platform_once_the_one_before_has_ended(server_url: str) -> None:
+    first, second = (InstanceLock(server_url, platform="telegram") for _ in range(2))
+    assert first.try_acquire()
+    reported, serves, clock = asyncio.Event(), asyncio.Event(), JumpingClock()
+
+    async def serve() -> None:
+        async with in_turn(second, clock, lambda reason: reported.set()):
+            serves.set()
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve())
+    await reported.wait()
+    assert not serves.is_set()
+    first.release()
+    async with asyncio.timeout(TIMEOUT):
+        await serves.wait()
+    assert clock.now() == 0.0, "no time of grace"
+    assert not first.try_acquire()
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert first.try_acquire()
+    first.release()
+
+
 async def test_a_session_that_the_server_ended_is_not_a_process_that_has_ended(
     server_url: str, postgres: PostgresServer
 ) -> None:
@@ -56,7 +80,7 @@ async def test_a_session_that_the_server_ended_is_not_a_process_that_has_ended(
     assert first.try_acquire()
     assert not second.try_acquire()
 
-    _end_holder(postgres)
+    _end_holder(postgres, server_url)
     async with asyncio.timeout(TIMEOUT):
         await acquire_in_turn(second, MonotonicClock(), lambda reason: None)
 
@@ -148,7 +172,7 @@ def test_a_bot_whose_place_is_taken_ends_at_once(server_url: str, postgres: Post
     first, second = InstanceLock(server_url), InstanceLock(server_url)
     assert first.try_acquire()
     with capture_logs() as logs, HolderWatch(first, exit=exit):
-        _end_holder(postgres)
+        _end_holder(postgres, server_url)
         assert second.try_acquire()
         assert exit.is_called.wait(TIMEOUT)
 
@@ -163,9 +187,9 @@ def test_a_session_that_is_opened_again_in_time_ends_nothing(server_url: str, po
     lock = InstanceLock(server_url)
     assert lock.try_acquire()
     with HolderWatch(lock, exit=exit):
-        before = _holder(postgres)
-        _end_holder(postgres)
-        while _holder(postgres) in (None, before):
+        before = _holder(postgres, server_url)
+        _end_holder(postgres, server_url)
+        while _holder(postgres, server_url) in (None, before):
             assert not exit.is_called.is_set()
     assert not exit.is_called.is_set()
     lock.release()
@@ -197,14 +221,22 @@ def test_a_server_that_does_not_respond_ends_the_process(monkeypatch: pytest.Mon
     lock.release()
 
 
-_HOLDER = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+_HOLDER = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
-def _holder(postgres: PostgresServer) -> int | None:
-    found = postgres.run(_HOLDER)
+def _holder(postgres: PostgresServer, url: str) -> int | None:
+    found = postgres.run(_HOLDER, _database(url))
     return found[0][0] if found else None
 
 
-def _end_holder(postgres: PostgresServer) -> None:
+def _end_holder(postgres: PostgresServer, url: str) -> None:
     """End the session that holds the lock, as the server's operator can."""
-    assert postgres.run(f"SELECT pg_terminate_backend(pid, 60000) FROM ({_HOLDER}) AS holder") == [(True,)]
+    ending = f"SELECT pg_terminate_backend(pid, 60000) FROM ({_HOLDER}) AS holder"
+    assert postgres.run(ending, _database(url)) == [(True,)]
+
+
+def _database(url: str) -> str:
+    return url.rpartition("/")[2]
