@@ -195,7 +195,7 @@ class Choices:
     async def reload(self) -> None:
         """Read the stored settings again: the store has deleted or moved some."""
         async with self._lock:
-            self._is_loaded = False
+            self.forget()
             await self._load()
 
     async def _load(self) -> None:

@@ -9,8 +9,8 @@ from tests.reliability.run import measure
 
 FIGURES = figures()
 # R25's platform recovers after the longest back-off, which is minutes: `make reliability ARGS="R25"`.
-# The bots of R33 and R34 end by themselves where a busy machine stands still for seconds, and then they take minutes.
-_LONG = {"R25", "R33", "R34"}
+# The bots of R34 end by themselves where a busy machine stands still for seconds, and then they take minutes.
+_LONG = {"R25", "R34"}
 
 
 @pytest.fixture(autouse=True)
