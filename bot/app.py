@@ -23,7 +23,7 @@ from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
 from bot.chat.sign_in import SignIn
-from bot.cluster import alone, follow_settings, keep_lock, platform_turn
+from bot.cluster import alone, follow_others, keep_lock, platform_turn
 from bot.config.edit import ConfigEditor
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
@@ -42,6 +42,7 @@ from bot.observability.metrics import Metrics
 from bot.server.app import own_limits, serve_apis
 from bot.server.generation import Backend
 from bot.storage.backup_folder import BackupFolder
+from bot.storage.bots import SharedBots
 from bot.storage.connections import locate
 from bot.storage.master_key import MasterKeys
 from bot.storage.retention import Retention
@@ -89,7 +90,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
         async with ModelRouter(config.sections, opener, clock, check=preflight, progress=progress) as engine:
             components.engine, components.models = engine, engine.statuses
             settings = ChatSettings.of(config)
-            access = Access(config.access, config.limits, clock, own_limits(config.server))
+            access = Access(config.access, config.limits, clock, own_limits(config.server), settings.rules)
             failures = {status.name: status.fault for status in engine.statuses() if status.fault is not None}
             watcher = None
             if source is not None:
@@ -147,6 +148,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 models=engine.statuses,
                 aliases=config.server.aliases,
             )
+            await intake.choices.load()  # /pause holds for the HTTP APIs too
             progress(1, 1)  # a bar that is still shown makes room for the platforms
             async with (
                 Retention(store, config.storage.retention_days, clock) as retention,
@@ -174,7 +176,8 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 if not config.cluster.enabled:  # else HolderWatch checks the lock
                     background.append(keep_lock(lock, clock))
                 if config.cluster.is_shared:
-                    background.append(follow_settings(intake.choices, clock))
+                    bots = SharedBots(url, components.adapters)
+                    background.append(follow_others(bots, intake.choices, components, clock))
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
                 requires_all = operations.require_all_platforms

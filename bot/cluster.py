@@ -14,6 +14,7 @@ from bot.config.schema import Config
 from bot.engine import import_backend
 from bot.errors import StoreError, StoreInUse
 from bot.observability.health import Components, Readiness
+from bot.storage.bots import SharedBots
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.standby import GRACE, LEASE, in_turn
 from bot.util.clock import Clock
@@ -23,8 +24,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Seconds between two renewals of the lock on the database.
 _LOCK_INTERVAL = 15.0
 
-# Seconds between two looks for settings that another bot has changed.
-_SETTINGS_INTERVAL = 5.0
+# Seconds between two looks at the other bots, and for settings that they have changed.
+_OTHERS_INTERVAL = 5.0
 
 
 @asynccontextmanager
@@ -91,14 +92,18 @@ async def _locked(url: str) -> AsyncIterator[InstanceLock]:
         await asyncio.to_thread(lock.__exit__, None, None, None)
 
 
-async def follow_settings(choices: Choices, clock: Clock) -> None:
-    """Read settings again that were changed in the chat of a platform, or in a panel, that another bot serves."""
-    while True:
-        await clock.sleep(_SETTINGS_INTERVAL)
-        try:
-            await choices.follow()
-        except StoreError as error:
-            log.warning("settings that other bots have changed cannot be read now", error=str(error))
+async def follow_others(bots: SharedBots, choices: Choices, components: Components, clock: Clock) -> None:
+    """Read which bots serve which platforms, and settings that were changed where another bot serves."""
+    try:
+        while True:
+            try:
+                components.bots = await asyncio.to_thread(bots.read)
+                await choices.follow()
+            except StoreError as error:
+                log.warning("the other bots and their settings cannot be read now", error=str(error))
+            await clock.sleep(_OTHERS_INTERVAL)
+    finally:
+        await asyncio.to_thread(bots.close)
 
 
 async def keep_lock(lock: InstanceLock, clock: Clock) -> None:

@@ -253,6 +253,15 @@ class SettingChange:
         return self.value is None and self.text is None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class RunningBot:
+    """A bot that shares the database with others: its host and process, its version, and the platforms it serves."""
+
+    name: str
+    version: str
+    platforms: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
     role: Role

@@ -12,6 +12,7 @@ import structlog
 
 from bot.chat.files import may_be_read
 from bot.chat.i18n import Translate
+from bot.chat.rules import Rules
 from bot.config.places import EVERYONE, MANAGERS
 from bot.config.schema import AccessSection, LimitsSection
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, QueueDepth, Usage
@@ -60,8 +61,12 @@ class Access:
         limits: LimitsSection,
         clock: Clock,
         own: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        rules: Rules | None = None,
     ) -> None:
-        """Apply these rules; `own` has, by user, the limits that replace those of the same name."""
+        """Apply these sections; `own` has, by user, the limits that replace those of the same name.
+
+        `rules` tells whether the bot is paused.
+        """
         self._access = access
         self._limits = limits
         self._own_waiting, own_asked, own_tokens = (
@@ -73,7 +78,7 @@ class Access:
         self._commanded_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
         self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock, own_tokens)
         self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
-        self._is_paused = False
+        self.rules = rules or Rules()
         self._managers: dict[str, IsManager] = {}
         self._missing: dict[str, Missing] = {}
 
@@ -93,16 +98,8 @@ class Access:
 
     @property
     def is_paused(self) -> bool:
-        return self._is_paused
-
-    def pause(self) -> None:
-        """Refuse new questions until `resume`; those accepted before are answered."""
-        self._is_paused = True
-
-    def resume(self) -> bool:
-        """Accept questions again; return False if it was not paused."""
-        was_paused, self._is_paused = self._is_paused, False
-        return was_paused
+        """Whether new questions are refused; those accepted before are answered."""
+        return self.rules.is_paused
 
     def admits(self, message: IncomingMessage) -> bool:
         """Return whether the message is for the bot; any other gets no reply."""
@@ -198,7 +195,7 @@ class Access:
 
     def refusal(self, message: IncomingMessage, translate: Translate, standing: QueueDepth = _FIRST) -> str | None:
         """Return a sentence if the question is refused; None counts it."""
-        if self._is_paused:
+        if self.is_paused:
             return translate("An admin has paused me. Please ask again later.")
         return self.text_refusal(message, translate) or self._too_much(message, translate, standing)
 

@@ -26,7 +26,7 @@ from bot.chat.settings_commands import (
     persona_in_force,
     settings,
 )
-from bot.chat.status import duration, model_line, public_info, reload_lines, upkeep_lines
+from bot.chat.status import bot_lines, duration, model_line, public_info, reload_lines, upkeep_lines
 from bot.chat.usage_command import USAGE, usage
 from bot.errors import NotErased
 from bot.observability import process
@@ -134,6 +134,7 @@ async def status(context: CommandContext) -> str:
         lines.append(translate("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
         lines.append(translate("Uptime: {uptime}").format(uptime=duration(process.uptime(), translate)))
         lines.append(translate("Runs on: {versions}").format(versions=", ".join(process.versions())))
+        lines += bot_lines(() if context.components is None else context.components.bots, translate)
         platforms = context.components.adapters if context.components is not None else {}
         lines += [
             translate("Not connected: {platform} ({why})").format(platform=name, why=platform.fault)
@@ -156,16 +157,15 @@ async def help_(context: CommandContext) -> str:
 
 @command("pause", gettext_noop("Pause: refuse new questions"), for_admins=True)
 async def pause(context: CommandContext) -> str:
-    context.access.pause()
-    return context.translate(
-        "Paused: new questions are refused until /resume or a restart. Answers in progress continue."
-    )
+    await context.choices.pause(context.exchange.message.author)
+    return context.translate("Paused: new questions are refused until /resume. Answers in progress continue.")
 
 
 @command("resume", gettext_noop("Resume: accept questions again"), for_admins=True)
 async def resume(context: CommandContext) -> str:
     translate = context.translate
-    return translate("Resumed: I accept questions again.") if context.access.resume() else translate("I am not paused.")
+    was_paused = await context.choices.resume(context.exchange.message.author)
+    return translate("Resumed: I accept questions again.") if was_paused else translate("I am not paused.")
 
 
 @command("limits", gettext_noop("Show the limits in force"), for_admins=True)

@@ -20,6 +20,9 @@ WRITTEN: tuple[str, ...] = ("triggers",)
 # Settings of a conversation, the same for everybody in it.
 OF_PLACES = ("answer", "triggers", "history")
 
+# Whether admins have paused the bot: one setting for all platforms, and all bots that share them.
+PAUSED, EVERYWHERE = "paused", Scope("platform", "*")
+
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
 
@@ -131,6 +134,11 @@ class Rules:
     def set_there(self, scope: Scope, setting: str) -> SettingChange | None:
         """Return what was set in the chat for exactly this scope, in force or not."""
         return self._chat.get((scope, setting))
+
+    @property
+    def is_paused(self) -> bool:
+        """Return whether an admin has paused the bot."""
+        return self.set_there(EVERYWHERE, PAUSED) is not None
 
     @property
     def is_empty(self) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from bot.chat.i18n import Translate, translator_for
-from bot.chat.rules import OF_PLACES, PLAIN, Rules
+from bot.chat.rules import EVERYWHERE, OF_PLACES, PAUSED, PLAIN, Rules
 from bot.config.quotas import QuotaSection
 from bot.config.schema import Config, ConversationSection, FeedbackSection, FilesSection
 from bot.domain import OWN_PERSONA, Author, IncomingMessage, SamplingParams, Scope, SettingChange
@@ -138,6 +138,14 @@ class Choices:
         """Store a setting, or clear it without value and text; return False if it had this value."""
         async with self._lock:
             return await self._record(SettingChange(scope, setting, value, text, author, self._today()))
+
+    async def pause(self, author: Author) -> bool:
+        """Refuse new questions until `resume`, also after a restart; return False if it was paused."""
+        return await self.set(EVERYWHERE, PAUSED, author, "yes")
+
+    async def resume(self, author: Author) -> bool:
+        """Accept questions again; return False if it was not paused."""
+        return await self.set(EVERYWHERE, PAUSED, author, None)
 
     async def undo(self, scope: Scope, setting: str, by: IncomingMessage) -> bool:
         """Store the value before the last one again; return False if this message or press has done so before."""

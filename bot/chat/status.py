@@ -1,13 +1,13 @@
 """Sentences about the state of the program, for /status and the operator's panel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePath
 
 from bot.chat.i18n import Translate
 from bot.config.reload import ReloadResult
-from bot.domain import EngineInfo, ModelStatus, Upkeep
+from bot.domain import EngineInfo, ModelStatus, RunningBot, Upkeep
 
 
 def upkeep_lines(upkeep: Upkeep, translate: Translate) -> Iterator[str]:
@@ -62,6 +62,15 @@ def model_line(status: ModelStatus, translate: Translate, *, tells_why: bool) ->
         running=load.running,
         waiting=load.waiting,
     )
+
+
+def bot_lines(bots: Sequence[RunningBot], translate: Translate) -> Iterator[str]:
+    """Yield a line for each bot that shares the database."""
+    for bot in bots:
+        served = ", ".join(bot.platforms) or translate("standing by")
+        yield translate("Bot {name}, version {version}: {platforms}").format(
+            name=bot.name, version=bot.version, platforms=served
+        )
 
 
 def duration(time: timedelta, translate: Translate) -> str:

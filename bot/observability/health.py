@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bot.domain import EngineInfo, EngineLoad, ModelStatus, Upkeep
+from bot.domain import EngineInfo, EngineLoad, ModelStatus, RunningBot, Upkeep
 from bot.errors import StoreError
 from bot.util.clock import Clock
 
@@ -69,6 +69,7 @@ class Components:
     is_stopping: bool = False
     standby: Readiness | None = None  # while another bot serves the database
     models: Callable[[], Sequence[ModelStatus]] = tuple  # where there may be several
+    bots: Sequence[RunningBot] = ()  # where several share the database, as it was read last
 
     @property
     def is_serving(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Self
 
 from sqlalchemy import Connection
 
+from bot import __version__
 from bot.errors import StoreError, StoreInUse
 from bot.storage.connections import Location, locate, migrator
 from bot.storage.errors import map_errors
@@ -23,7 +24,7 @@ TIMEOUT = 5.0
 INTERVAL = 0.1
 
 # Two numbers are another key than the single one of migrations: what is locked, and its name.
-_OF_DATABASE, _OF_PLATFORM = 0x626F74, 0x626F75
+OF_DATABASE, OF_PLATFORM = 0x626F74, 0x626F75
 _KEY = "%(kind)s::int, hashtext(%(name)s)"
 _TRY_LOCK = f"SELECT pg_try_advisory_lock({_KEY})"
 _TRY_SHARED = f"SELECT pg_try_advisory_lock_shared({_KEY})"
@@ -31,18 +32,26 @@ _TRY_SHARED = f"SELECT pg_try_advisory_lock_shared({_KEY})"
 _CHANNEL = "chatglm_bot_lock"
 _UNLOCK = f"SELECT pg_advisory_unlock({_KEY}), pg_notify('{_CHANNEL}', %(name)s)"
 _UNLOCK_SHARED = f"SELECT pg_advisory_unlock_shared({_KEY}), pg_notify('{_CHANNEL}', %(name)s)"
-# How pg_stat_activity calls a session whose process checks it every second (bot/storage/standby.py).
-_CHECKED = "chatglm-bot lock"
+# How pg_stat_activity calls a session whose process checks it every second (bot/storage/standby.py); the version,
+# the host and the process follow.
+LOCK_SESSION = "chatglm-bot lock"
 _END_UNCHECKED = """
     SELECT pg_terminate_backend(activity.pid)
     FROM pg_locks JOIN pg_stat_activity AS activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND activity.datname = current_database()
         AND classid = %(kind)s::int::oid AND objid = (hashtext(%(name)s)::bigint & 4294967295)::oid
-        AND activity.application_name = %(checked)s
+        AND starts_with(activity.application_name, %(checked)s)
         AND activity.state_change < clock_timestamp() - make_interval(secs => %(lease)s)
 """
 # The server drops the session of a machine without power after 12 seconds, not after two hours.
 _KEEPALIVE = {"idle": 6, "interval": 2, "count": 3}
+
+
+def _session_name() -> str:
+    # PostgreSQL keeps 63 bytes.
+    head, tail = f"{LOCK_SESSION} {__version__} ", f":{os.getpid()}"
+    host = platform.node().encode("ascii", "replace").decode()
+    return f"{head}{host[: 63 - len(head) - len(tail)]}{tail}"
 
 
 class InstanceLock:
@@ -256,7 +265,7 @@ class _ServerLock:
                     self._is_held = bool(session.exec_driver_sql(self._try, self._key).scalar_one())
                     self.is_handed_over = self.is_handed_over and self._is_held  # else a third process was faster
                     if not self._is_held and self._lease is not None:
-                        about = {"checked": _CHECKED, "lease": self._lease}
+                        about = {"checked": LOCK_SESSION, "lease": self._lease}
                         session.exec_driver_sql(_END_UNCHECKED, self._key | about)
         except StoreError:
             self._close()  # the next try opens a new session
@@ -269,12 +278,12 @@ class _ServerLock:
             session.exec_driver_sql(f"SET tcp_keepalives_{name} = {value}")
         session.exec_driver_sql(f"LISTEN {_CHANNEL}")
         if self._lease is not None:
-            session.exec_driver_sql(f"SET application_name = '{_CHECKED}'")
+            session.exec_driver_sql("SELECT set_config('application_name', %(name)s, false)", {"name": _session_name()})
         schema: str = session.exec_driver_sql("SELECT current_schema()").scalar_one()
         if self._platform:
-            self._key = {"kind": _OF_PLATFORM, "name": f"{schema} {self._platform}"}
+            self._key = {"kind": OF_PLATFORM, "name": f"{schema} {self._platform}"}
         else:
-            self._key = {"kind": _OF_DATABASE, "name": schema}
+            self._key = {"kind": OF_DATABASE, "name": schema}
         return session
 
     def wait(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from bot.domain import Action, ChannelKey, IncomingMessage
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.harness import set_paused
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
@@ -176,10 +177,10 @@ async def test_the_first_mention_in_a_thread_quotes_the_message_it_was_made_from
 async def test_after_a_refused_mention_the_next_one_quotes_the_start_of_the_thread(bot: DiscordBot) -> None:
     starter = await bot.platform.say("the library closes at six", author="Ben", mention=False)
     bot.platform.make_thread("general", "library", starter)
-    bot.harness.intake.access.pause()
+    set_paused(bot.harness.intake.access)
     await bot.platform.say("when exactly?", thread="library")
     await bot.platform.until(lambda: len(bot.shown(thread="library")) == 1)
-    bot.harness.intake.access.resume()
+    set_paused(bot.harness.intake.access, is_paused=False)
     second = await bot.platform.say("when exactly?", thread="library")
     assert (await stored(bot, second, thread=starter)).quoted == "the library closes at six"
 

@@ -26,7 +26,7 @@ from bot.config.edit import ConfigEditor
 from bot.config.http import ServerSection
 from bot.config.places import PlaceSection
 from bot.config.schema import Config
-from bot.domain import Author, ChannelKey, ModelStatus, Scope, UsageSum
+from bot.domain import Author, ChannelKey, ModelStatus, RunningBot, Scope, UsageSum
 from bot.errors import StoreError
 from bot.observability import process
 from bot.observability.health import Components, Health
@@ -39,7 +39,7 @@ from bot.storage.usage_export import UsageReport, report_usage
 from bot.util.clock import MonotonicClock
 from tests.adapters.test_web import Tab, browser, own, served_on
 from tests.harness.fakes import ManualClock, ScriptedEngine
-from tests.harness.harness import NO_LIMITS, Harness, make_harness
+from tests.harness.harness import NO_LIMITS, Harness, make_harness, set_paused
 from tests.harness.messages import NOON, a_message
 from tests.harness.platform import TIMEOUT
 
@@ -161,10 +161,16 @@ class TestNow:
         assert '<span class="bad">Cannot answer: no such folder /models/big</span>' in models
         assert "<td>scripted (engine)</td>" in models
 
+    async def test_bots_that_share_the_database_are_listed(self, served: Served) -> None:
+        served.components.bots = [RunningBot("attic:7", "1.0.0", ("slack", "web")), RunningBot(HOSTILE, "0.9.0", ())]
+        bots = (await served.panel.until(first)).shown["bots"]
+        assert '<th scope="row">attic:7</th><td>1.0.0</td><td>slack, web</td>' in bots
+        assert f'<th scope="row">{ESCAPED}</th><td>0.9.0</td><td>standing by</td>' in bots
+
     async def test_only_what_has_changed_is_sent_and_nothing_twice(self, served: Served) -> None:
         def pause_first(panel: Panel) -> bool:
             if len(panel.updates) == 1:
-                served.harness.access.pause()
+                set_paused(served.harness.access)
             return panel.shown["is_paused"] is True
 
         await served.panel.until(pause_first)
@@ -192,6 +198,8 @@ class TestPause:
         assert "Answers in progress continue" in said
         assert served.harness.access.is_paused
         await served.panel.until(lambda panel: panel.shown["is_paused"])
+        audit = (await served.panel.until(lambda panel: "paused" in panel.shown["audit"])).shown["audit"]
+        assert "<td>all platforms</td><td>paused</td><td>yes</td>" in audit
         await served.panel.post("pause", paused=False)
         assert not served.harness.access.is_paused
 

@@ -23,7 +23,7 @@ from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.panel.usage import RecentUsage
 from bot.adapters.web.panel.view import PanelView
 from bot.adapters.web.requests import refuse
-from bot.domain import Author, EngineInfo, EngineLoad, ModelStatus, SettingChange
+from bot.domain import Author, EngineInfo, EngineLoad, ModelStatus, RunningBot, SettingChange
 from bot.errors import BotError, CheckpointError, ConfigError, StoreError
 from bot.observability.health import Components, Health
 from bot.storage.backup_folder import BackupFolder
@@ -91,11 +91,13 @@ async def test_only_operators_see_the_file_its_backups_and_reasons(tmp_path: Pat
         sources = PanelSources(components, Health(components, 60.0, clock), clock, editor=bot.editor, backups=folder)
         adapter: Any = components.adapters["discord"]
         adapter.fault = "no route to host.example"
+        components.bots = [RunningBot("attic:7", "1.0.0", ("discord",))]
         chat: Any = SimpleNamespace(intake=bot.served.harness.intake)
         view = PanelView(chat, sources, RecentUsage(sources.read_usage, clock), str, right)
         shown = await view.update()
     assert ("config" in shown, "backups" in shown) == (sees, sees)
     assert ("host.example" in shown["platforms"]) is sees
+    assert ("attic:7" in shown["bots"]) is sees
     assert "Not served" in shown["platforms"]
 
 

@@ -14,7 +14,7 @@ from bot.chat.commands import COMMANDS
 from bot.config.schema import AccessSection, Config
 from bot.domain import Action, ChannelKey
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.harness import NO_LIMITS
+from tests.harness.harness import NO_LIMITS, set_paused
 from tests.harness.messages import a_message
 from tests.harness.platform import Seen
 from tests.harness.platform_bench import PROFILES, Bench, open_bench
@@ -121,9 +121,9 @@ async def set_by_operator(bench: Bench, text: str) -> None:
 
 async def prepare(bench: Bench, text: str) -> None:
     """Let a change by this command be one, whoever used it before."""
-    bench.intake.access.resume()
+    set_paused(bench.intake.access, is_paused=False)
     if text == "resume":
-        bench.intake.access.pause()
+        set_paused(bench.intake.access)
     command, _, words = text.partition(" ")
     if command == "settings" and len(words.split()) == 2:
         await set_by_operator(bench, f"settings {words.split()[0]} clear")

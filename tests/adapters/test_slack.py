@@ -10,7 +10,7 @@ from bot.adapters.slack.messenger import SlackMessenger
 from bot.chat.command_table import COMMANDS, CommandContext
 from bot.config.schema import AccessSection
 from bot.domain import Action, Status
-from tests.harness.harness import Harness, make_harness
+from tests.harness.harness import Harness, make_harness, set_paused
 from tests.harness.platform import Fault, LoopbackPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, asked, becomes, bots, running
@@ -87,10 +87,10 @@ async def test_after_a_refused_mention_the_next_one_quotes_the_first_message(
 ) -> None:
     async with running(harness, server):
         thread = await server.say("The library closes at six.", author="Ben", mention=False)
-        harness.intake.access.pause()
+        set_paused(harness.intake.access)
         await server.say("when exactly?", thread=thread)
         await server.until(lambda: len(server.seen()) == 3)
-        harness.intake.access.resume()
+        set_paused(harness.intake.access, is_paused=False)
         await server.say("when exactly?", thread=thread)
         await server.until(lambda: len(harness.engine.requests) == 1)
         await server.until(lambda: len(server.seen()) == 5)

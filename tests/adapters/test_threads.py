@@ -16,7 +16,7 @@ from bot.errors import StoreError
 from tests.harness import slack_harness, telegram_harness
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.fakes import ScriptedEngine
-from tests.harness.harness import Harness, make_harness
+from tests.harness.harness import Harness, make_harness, set_paused
 from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
@@ -96,7 +96,7 @@ async def test_on_discord_two_people_talk_undisturbed_in_it(platform: DiscordPla
 async def test_on_discord_commands_and_refusals_need_no_thread(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with run_discord_bot(platform, tmp_path) as bot:
         configure(bot.harness, "discord")
-        bot.harness.access.pause()
+        set_paused(bot.harness.access)
         await platform.say("what is a shell")
         await bot.shows("An admin has paused me. Please ask again later.")
         await platform.say("/model")

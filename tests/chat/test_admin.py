@@ -8,15 +8,16 @@ from typing import Literal
 
 import pytest
 
-from bot.chat.access import OPERATOR
+from bot.chat.access import OPERATOR, Access
 from bot.chat.commands import COMMANDS, menu
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, EngineInfo, FinishReason, ModelStatus, Notice, Upkeep
+from bot.domain import Author, ChannelKey, EngineInfo, FinishReason, ModelStatus, Notice, RunningBot, Upkeep
 from bot.observability import process
 from bot.observability.health import Components
 from tests.harness.fakes import ScriptedEngine
-from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.harness import Harness, make_harness, notice_of, set_paused, text_of
 from tests.harness.messages import NOON, a_message
 
 PLATFORMS = ("discord", "telegram", "slack", "console")
@@ -53,6 +54,21 @@ async def effect_of(harness: Harness, text: str, author: Author, platform: str) 
     return notice_of(await harness.ask(a_message(text, author=author, channel=ChannelKey(platform, "general"))))
 
 
+async def statuses_with(harness: Harness, components: Components) -> tuple[str, str]:
+    """Return what /status tells a member and an admin of a bot with these components."""
+    intake = Intake(
+        harness.access, harness.engine, harness.store, harness.settings, today=lambda: NOON, components=components
+    )
+    said = []
+    for name in ("member", "admin"):
+        exchange = await intake.accept(a_message("/status", author=role(name, "discord")))
+        assert exchange is not None
+        async with intake.answers.stream(exchange) as events:
+            said.append("".join([event.text async for event in events if isinstance(event, Notice)]))
+    member, admin = said
+    return member, admin
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ROLES)
 async def test_an_admin_command_does_nothing_for_other_users(tmp_path: Path, name: str, platform: str) -> None:
@@ -60,7 +76,7 @@ async def test_an_admin_command_does_nothing_for_other_users(tmp_path: Path, nam
     async with make_harness(tmp_path, access=ADMINS) as harness:
         for command in FOR_ADMINS:
             for text in (f"/{command}", f"/{command.upper()}", f"/{command}@our_bot", command, f"  /{command} now "):
-                harness.access.pause() if command == "resume" else harness.access.resume()
+                set_paused(harness.access) if command == "resume" else set_paused(harness.access, is_paused=False)
                 paused = harness.access.is_paused
 
                 said = await effect_of(harness, text, author, platform)
@@ -128,6 +144,42 @@ async def test_pausing_rejects_new_questions_and_finishes_running_answers(tmp_pa
         assert text_of(await harness.ask(a_message("after"))) == "ok"
 
 
+async def test_a_pause_outlasts_a_restart(tmp_path: Path) -> None:
+    admin = role("admin", "telegram")
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        await effect_of(harness, "/pause", admin, "telegram")
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        assert "paused" in notice_of(await harness.ask(a_message("while")))
+        await effect_of(harness, "/resume", admin, "telegram")
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        assert text_of(await harness.ask(a_message("after"))) == "ok"
+
+
+async def test_bots_that_share_the_database_are_paused_together(tmp_path: Path) -> None:
+    admin = role("admin", "slack")
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        settings = ChatSettings()
+        access = Access(ADMINS, LimitsSection(), harness.clock, rules=settings.rules)
+        other = Intake(access, harness.engine, harness.store, settings, today=lambda: NOON)
+        await effect_of(harness, "/pause", admin, "slack")
+        await other.choices.follow()
+        assert access.is_paused
+        await other.choices.resume(admin)
+        await harness.intake.choices.follow()
+        assert not harness.access.is_paused
+
+
+async def test_a_pause_is_no_setting_of_a_channel(tmp_path: Path) -> None:
+    admin = role("admin", "discord")
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        await effect_of(harness, "/settings temperature 0.5", admin, "discord")
+        await effect_of(harness, "/pause", admin, "discord")
+        assert "temperature" in await effect_of(harness, "/settings undo", admin, "discord")
+        await effect_of(harness, "/forget me", admin, "discord")
+        assert harness.access.is_paused
+        assert "paused" not in await effect_of(harness, "/settings", admin, "discord")
+
+
 async def test_limits_shows_the_current_limits(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=ADMINS) as harness:
         said = await effect_of(harness, "/limits", role("admin", "discord"), "discord")
@@ -163,22 +215,21 @@ async def test_status_shows_each_of_several_models_and_admins_why_one_is_not_loa
             ModelStatus("club", harness.engine.info, harness.engine.load, base="small"),
         ]
         components = Components(models=lambda: statuses)
-        intake = Intake(
-            harness.access, harness.engine, harness.store, harness.settings, today=lambda: NOON, components=components
-        )
-
-        async def status(author: Author) -> str:
-            exchange = await intake.accept(a_message("/status", author=author))
-            assert exchange is not None
-            async with intake.answers.stream(exchange) as events:
-                return "".join([event.text async for event in events if isinstance(event, Notice)])
-
-        member, admin = await status(Author("discord", "1", "Mei")), await status(Author("discord", ADMIN_ID, "Ada"))
+        member, admin = await statuses_with(harness, components)
     assert "- Model engine: not available\n" in member
     assert "- Model small: scripted, answering: 0, waiting: 0\n" in member
     assert "- Model other: is being changed\n" in member
     assert "- Model club: shares small, with a prefix of its own\n" in member
     assert "- Model engine: not available (no such folder /models/big)\n" in admin
+
+
+async def test_status_tells_admins_which_bot_serves_what(tmp_path: Path) -> None:
+    bots = [RunningBot("attic:7", "0.9.0", ("discord", "slack")), RunningBot("cellar:12", "1.0.0", ())]
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        member, said = await statuses_with(harness, Components(bots=bots))
+    assert "attic" not in member
+    assert "- Bot attic:7, version 0.9.0: discord, slack\n" in said
+    assert "- Bot cellar:12, version 1.0.0: standing by" in said
 
 
 async def test_status_tells_admins_what_the_database_is_busy_with(tmp_path: Path) -> None:
@@ -188,18 +239,7 @@ async def test_status_tells_admins_what_the_database_is_busy_with(tmp_path: Path
         async def check(self) -> None: ...
 
     async with make_harness(tmp_path, access=ADMINS) as harness:
-        intake = Intake(
-            harness.access,
-            harness.engine,
-            harness.store,
-            harness.settings,
-            today=lambda: NOON,
-            components=Components(store=Busy()),
-        )
-        exchange = await intake.accept(a_message("/status", author=Author("discord", ADMIN_ID, "Ada")))
-        assert exchange is not None
-        async with intake.answers.stream(exchange) as events:
-            said = "".join([event.text async for event in events if isinstance(event, Notice)])
+        _, said = await statuses_with(harness, Components(store=Busy()))
     assert "- Encrypting texts of an older version: 412 exchanges left.\n" in said
     assert "- The database file must be rewritten once" in said
     assert "- Cleared since the start, because their keys are deleted: 3 exchanges." in said

@@ -14,7 +14,7 @@ from bot.config.schema import Config
 from bot.delivery.replies import Replies
 from bot.domain import Attachment, Author, Exchange, IncomingMessage, Scope, Status
 from tests.harness.fakes import FakeMessenger, FastClock
-from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.harness import Harness, make_harness, notice_of, set_paused, text_of
 from tests.harness.messages import NOON, a_message
 
 LONGEST = 100
@@ -291,7 +291,7 @@ async def test_an_answer_stays_where_the_edit_of_a_part_is_refused(harness: Harn
     exchange = await accept(harness, *PIECES)
     harness.engine.add("four")
     await harness.replied(exchange)
-    harness.access.pause()
+    set_paused(harness.access)
     edited = await harness.intake.edit(replace(PIECES[1], text="b"))
     assert edited is not None
     events = await harness.replied(edited)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bot.chat.intake import ButtonResult
 from bot.config.schema import AccessSection, LimitsSection
 from bot.domain import Action, Answer, ChannelKey, Delta, Exchange, Finished, FinishReason, Notice, Status
-from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.harness import Harness, make_harness, notice_of, set_paused, text_of
 from tests.harness.messages import MEI, NOON, a_message
 
 TOM = replace(MEI, id="2", name="Tom")
@@ -177,7 +177,7 @@ async def test_an_admin_who_asks_again_reads_why_not(tmp_path: Path) -> None:
         exchange = await harness.accept(a_message("你好", locale="zh-CN"))
         await harness.record_part(exchange, 0, "m1")
         await harness.replied(exchange)
-        harness.access.pause()
+        set_paused(harness.access)
         refused = await harness.intake.on_button(exchange.message.channel, "m1", Action.RETRY, TOM, locale="en-US")
         assert refused.notice == "An admin has paused me. Please ask again later."
 
@@ -242,7 +242,7 @@ async def test_a_refused_edit_keeps_the_answer_and_gives_the_reason(harness: Har
     question = a_message("2 + 2? my pin is 1234")
     exchange = await harness.accept(question)
     await harness.replied(exchange)
-    harness.access.pause()
+    set_paused(harness.access)
     refused = await harness.intake.edit(replace(question, text="2 + 2?"))
     assert refused is not None
     events = await harness.replied(refused)
@@ -252,7 +252,7 @@ async def test_a_refused_edit_keeps_the_answer_and_gives_the_reason(harness: Har
     assert (kept.status, kept.message.text) == (Status.DELIVERED, "2 + 2?")
     assert kept.answer is not None
     assert kept.answer.text == "four"
-    harness.access.resume()
+    set_paused(harness.access, is_paused=False)
     await harness.ask(a_message("and then?"))
     assert [message.content for message in harness.engine.requests[1].messages] == ["2 + 2?", "four", "and then?"]
 
@@ -262,7 +262,7 @@ async def test_an_edit_refused_during_the_answer_is_refused_like_a_new_question(
     question = a_message("quesiton")
     growing = asyncio.create_task(harness.ask(question))
     await harness.engine.asked(1)
-    harness.access.pause()
+    set_paused(harness.access)
     refused = await harness.intake.edit(replace(question, text="question"))
     await growing
     assert refused is not None
@@ -289,7 +289,7 @@ async def test_a_refused_edit_of_a_question_that_is_cleared_meanwhile_is_dropped
 ) -> None:
     question = a_message("question")
     await harness.ask(question)
-    harness.access.pause()
+    set_paused(harness.access)
     requeue = harness.store.requeue
 
     async def cleared_meanwhile(exchange: Exchange, text: str | None = None, *_: object) -> Exchange | None:

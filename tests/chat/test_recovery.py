@@ -13,7 +13,7 @@ import pytest
 from bot.chat.intake import ButtonResult
 from bot.domain import Action, Exchange, IncomingMessage, Status
 from bot.errors import StoreError
-from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.harness import Harness, make_harness, notice_of, set_paused, text_of
 from tests.harness.messages import CHANNEL, MEI, NOON, a_message
 from tests.harness.platform import TIMEOUT
 
@@ -91,7 +91,7 @@ async def test_a_refused_retry_keeps_the_old_answer_and_gives_the_reason(harness
     question = a_message("question")
     await harness.ask(question)
     await said_while_away(harness, "/retry")
-    harness.access.pause()
+    set_paused(harness.access)
     (exchange,) = await owed(harness)
     assert "paused" in notice_of(await harness.replied(exchange))
     kept = await harness.store.find(CHANNEL, question.id)

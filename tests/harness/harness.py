@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.chat.access import Access
+from bot.chat.access import OPERATOR, Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
+from bot.chat.rules import EVERYWHERE, PAUSED
 from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Delta, Exchange, IncomingMessage, Kind, Notice, Part, ReplyEvent
+from bot.domain import Delta, Exchange, IncomingMessage, Kind, Notice, Part, ReplyEvent, SettingChange
 from bot.errors import ClaimLost
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import ManualClock, ScriptedEngine
@@ -105,10 +106,16 @@ async def make_harness(
         conversation, answer_seconds=bounds.answer_seconds, max_message_chars=bounds.max_message_chars
     )
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
-        rules = Access(access or AccessSection(), bounds, clock)
-        intake = Intake(rules, engine, store, settings, today=lambda: today)
+        permissions = Access(access or AccessSection(), bounds, clock, rules=settings.rules)
+        intake = Intake(permissions, engine, store, settings, today=lambda: today)
         await intake.choices.load()  # as the supervisor of the adapters does
-        yield Harness(clock, engine, store, rules, settings, intake)
+        yield Harness(clock, engine, store, permissions, settings, intake)
+
+
+def set_paused(access: Access, *, is_paused: bool = True) -> None:
+    """Let the bot be paused, or not, as if an admin had done it before."""
+    value = "yes" if is_paused else None
+    access.rules.set_in_chat(SettingChange(EVERYWHERE, PAUSED, value, None, OPERATOR, NOON))
 
 
 def text_of(events: list[ReplyEvent]) -> str:

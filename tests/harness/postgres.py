@@ -111,6 +111,12 @@ class PostgresServer:
             cursor = connection.execute(query)
             return cursor.fetchall() if cursor.description else []
 
+    def end_sessions(self, database: str) -> None:
+        """End all connections to the database, as a server does that restarts."""
+        self.run(
+            sql.SQL("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = {}").format(database)
+        )
+
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(

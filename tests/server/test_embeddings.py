@@ -22,6 +22,7 @@ from bot.server.generation import Backend
 from tests.engine.sentences import make_encoder
 from tests.engine.test_embeddings import Gate, alone
 from tests.harness.fakes import ManualClock
+from tests.harness.harness import set_paused
 
 TEXTS = ["cat dog", "今天天气很好", "a"]
 PATHS = ["/embedding", "/v1/embeddings"]
@@ -138,7 +139,7 @@ async def test_token_ids_are_refused_with_the_way_out(client: openai.AsyncOpenAI
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_paused_bot_refuses(http: aiohttp.ClientSession, access: Access, path: str) -> None:
-    access.pause()
+    set_paused(access)
     status, found = await post(http, path, BODY)
     assert status == 503
     assert "paused" in str(found["error"])

@@ -13,6 +13,7 @@ from bot.config.schema import LimitsSection
 from bot.domain import ChatMessage, Thought
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.harness import set_paused
 
 LONG = "long " * 4000
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "what?"}]}
@@ -223,7 +224,7 @@ class TestTokenizing:
             async with http.post("/tokenize", json={"prompt": "a"}) as response:
                 statuses.append(response.status)
         assert statuses == [200, 429]
-        backend.access.pause()
+        set_paused(backend.access)
         async with http.post("/tokenize", json={"prompt": "a"}) as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "60")
 

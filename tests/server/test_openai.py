@@ -19,6 +19,7 @@ from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.harness import set_paused
 from tests.harness.platform import TIMEOUT
 from tests.server.conftest import MAX_WAITING
 
@@ -364,7 +365,7 @@ async def test_a_full_queue_is_a_429_with_a_time(
 
 
 async def test_a_paused_bot_refuses(client: openai.AsyncOpenAI, access: Access) -> None:
-    access.pause()
+    set_paused(access)
     with pytest.raises(openai.InternalServerError, match="paused"):
         await client.chat.completions.create(model="scripted", messages=QUESTION)
 

@@ -15,6 +15,7 @@ from bot.domain import Author, ChannelKey, ChatRequest, Finished, ReplyEvent
 from bot.server.generation import Backend
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import ScriptedEngine
+from tests.harness.harness import set_paused
 from tests.harness.messages import a_message
 
 MANY = 8
@@ -97,8 +98,8 @@ async def test_chats_do_not_delay_a_client(
 
 
 async def test_a_pause_holds_for_both(http: aiohttp.ClientSession, intake: Intake, access: Access) -> None:
-    access.pause()
+    set_paused(access)
     assert await ask_over_http(http) == 503
     assert "paused" in str(await ask_in_chat(intake, "mei"))
-    access.resume()
+    set_paused(access, is_paused=False)
     assert await ask_over_http(http) == 200

@@ -23,7 +23,7 @@ from bot.domain import Author
 from tests.adapters.test_web import Tab
 from tests.harness.elsewhere import ADA, MEI, PUBLIC, Elsewhere, Visitor, elsewhere
 from tests.harness.fakes import ManualClock, ScriptedEngine
-from tests.harness.harness import NO_LIMITS
+from tests.harness.harness import NO_LIMITS, set_paused
 from tests.server.attempts import attack, proxied_server
 
 HTTPS = "https://bot.example.org"
@@ -197,7 +197,7 @@ class TestTabs:
                     await tabs.enter_async_context(ada.http.get("/admin/events")) for _ in range(MOST_STREAMS + 1)
                 ]
                 await opened[0].content.readuntil(b"event: replaced")
-                place.harness.access.pause()
+                set_paused(place.harness.access)
                 await other.content.readuntil(b'"is_paused": true')
 
 

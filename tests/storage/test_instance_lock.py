@@ -159,7 +159,7 @@ def test_a_lock_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
 def test_the_lock_is_acquired_again_after_a_server_restart(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
-        end_sessions(postgres, database)
+        postgres.end_sessions(database)
         with pytest.raises(StoreError, match="closed the connection"):
             lock.renew()
         lock.renew()
@@ -170,7 +170,7 @@ def test_the_lock_is_acquired_again_after_a_server_restart(postgres: PostgresSer
 def test_renewing_fails_when_another_bot_has_the_lock(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
-        end_sessions(postgres, database)
+        postgres.end_sessions(database)
         with pytest.raises(StoreError):
             lock.renew()
         with InstanceLock(postgres.url(database)), pytest.raises(StoreInUse):
@@ -227,10 +227,3 @@ def test_each_platform_has_a_lock_of_its_own(postgres: PostgresServer) -> None:
     assert locks[2].try_acquire()
     for each in (*locks, whole):
         each.release()
-
-
-def end_sessions(postgres: PostgresServer, database: str) -> None:
-    with postgres.connected() as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [database]
-        )

@@ -7,6 +7,7 @@ from bot.adapters.web.panel.channels import undo_button, value_html
 from bot.adapters.web.panel.history import ConfigChange
 from bot.adapters.web.panel.html import Html, table, text
 from bot.chat.i18n import Translate
+from bot.chat.rules import EVERYWHERE
 from bot.domain import Scope, SettingChange
 
 # Changes that are listed.
@@ -62,7 +63,7 @@ def _row(change: SettingChange, is_newest: bool, translate: Translate, *, show_t
     return change.at, (
         _time(change.at),
         Html(f"<bdi>{text(who)}</bdi>"),
-        scope.id,
+        translate("all platforms") if scope == EVERYWHERE else scope.id,
         change.setting,
         value_html(change, translate, show_texts=show_texts),
         undo_button(change, "audit", translate) if may_undo else "",

@@ -1,6 +1,6 @@
 """The state of the program: load, models, platforms, database.  Read from counters, whatever their size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 
@@ -12,7 +12,7 @@ from bot.adapters.web.panel.models import models_html
 from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.i18n import Translate, demo_note
 from bot.chat.status import duration, reload_lines, upkeep_lines
-from bot.domain import EngineLoad
+from bot.domain import EngineLoad, RunningBot
 from bot.observability import process
 from bot.observability.health import Readiness
 
@@ -27,6 +27,7 @@ async def now_parts(sources: PanelSources, right: Right, translate: Translate) -
     return {
         "facts": facts(_facts(sources, readiness, right, translate)),
         "platforms": _platforms(readiness, list(components.adapters), right, translate),
+        "bots": _bots(components.bots, right, translate),
         "models": models_html(sources, right, translate),
         "notes": items(_notes(sources, right, translate)),
     }
@@ -52,6 +53,15 @@ def _facts(
 def _platforms(readiness: dict[str, Readiness], names: list[str], right: Right, translate: Translate) -> Html:
     rows = [(name, state_html(readiness[name].reason, "platform", right, translate)) for name in names]
     return table("table-platforms", translate("Platforms"), (translate("Platform"), translate("State")), rows)
+
+
+def _bots(bots: Sequence[RunningBot], right: Right, translate: Translate) -> Html:
+    """Return the bots that share the database, which names their hosts; nothing where one has it alone."""
+    if not bots or right < Right.OPERATOR:
+        return Html("")
+    heads = (translate("Bot"), translate("Version"), translate("Platforms"))
+    rows = [(bot.name, bot.version, ", ".join(bot.platforms) or translate("standing by")) for bot in bots]
+    return table("table-bots", translate("Bots"), heads, rows)
 
 
 def _notes(sources: PanelSources, right: Right, translate: Translate) -> Iterator[str]:
