@@ -1,7 +1,7 @@
 """R34: several bots that share the platforms of one database (PostgreSQL), of which one is killed, stopped or cut off.
 
-`cluster.share` is set: each platform is served by one of three bots.  The faults are those of R33 (takeover.py), each
-into the bot that serves a platform chosen at random, and perhaps others; users write on all platforms.
+`cluster.share` is set: each platform is served by one of three bots.  The faults are those of takeover.py, each into the
+bot that serves a platform chosen at random, and perhaps others, or into the server; users write on all platforms.
 """
 
 from collections.abc import AsyncIterator

@@ -9,6 +9,12 @@ platforms.  Each fault hits the one that serves:
 - cut off: its connections to the database stay open, and nothing passes;
 - thrown out: the server ends its sessions, while the process runs on.
 
+Of bots that share the platforms, the server fails too, which hits all of them, and which they should outlast:
+
+- restarted: PostgreSQL crashes and comes back;
+- read-only: it refuses every write for some seconds;
+- slow: each of its responses, and each request, takes 200 ms longer for some seconds.
+
 Users write before, during and after each.  Then each question must have exactly one complete
 answer.  A takeover is timed from the fault to the line of the log that says who serves.
 """
@@ -40,7 +46,10 @@ from tests.harness.postgres import MISSING, PostgresServer, programs
 
 NAME = "R33"
 
-Fault = Literal["killed", "upgraded", "paused", "cut off", "thrown out"]
+Fault = Literal["killed", "upgraded", "paused", "cut off", "thrown out", "restarted", "read-only", "slow"]
+_OF_SERVER: tuple[Fault, ...] = ("restarted", "read-only", "slow")
+# Seconds that the server refuses writes or is slow, and that a request or a response then takes longer.
+_LASTS, _LATENCY = 8.0, 0.2
 # Seconds until another bot serves, before it opens the database and the model.
 _EXPECTED: dict[Fault, float] = {
     "killed": GRACE,
@@ -135,7 +144,13 @@ class _Cluster:
         return max(began, key=lambda each: each[1], default=(None, 0.0))
 
     async def inject(self, fault: Fault, name: str) -> None:
-        """Inject the fault into the bot that serves a platform; return when another one does and this one has ended."""
+        """Inject the fault into the bot that serves a platform; return when another one does and this one has ended.
+
+        Those of the server hit all bots, which may keep their places.
+        """
+        if fault in _OF_SERVER:
+            await self._fail_server(fault)
+            return
         bot, _ = await self.serving(name)
         at = time.time()
         process = bot.process.process
@@ -163,6 +178,29 @@ class _Cluster:
         while len(self.bots) < _REPLICAS:
             await self.start()
 
+    async def _fail_server(self, fault: Fault) -> None:
+        """Let the server fail for some seconds; return when each platform is served again."""
+        match fault:
+            case "restarted":
+                await asyncio.to_thread(self.server.stop, signal.SIGQUIT)
+                await asyncio.to_thread(self.server.start)
+            case "read-only":
+                for value in ("on", "off"):
+                    self.server.run(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+                    self.server.run("SELECT pg_reload_conf()")
+                    if value == "on":
+                        await asyncio.sleep(_LASTS)
+            case "slow":
+                self._delay(_LATENCY)
+                await asyncio.sleep(_LASTS)
+                self._delay(0.0)
+        held = _LOCKS.format(database=self.database, kind=_OF_PLATFORM)
+        await until(lambda: self.server.run(held) == [(len(self.platforms),)])
+
+    def _delay(self, seconds: float) -> None:
+        for bot in self.bots:
+            bot.proxy.latency = seconds
+
     async def _keeps_its_place(self, bot: _Bot) -> bool:
         """Return whether it acquires the lock again; the alternative is its end."""
         kind, count = (_OF_PLATFORM, len(self.platforms)) if self.is_shared else (_OF_DATABASE, 1)
@@ -176,10 +214,14 @@ class _Cluster:
 async def replace_repeatedly(
     names: Sequence[str], server: PostgresServer, rounds: int, seed: int, *, is_shared: bool
 ) -> tuple[dict[str, KillResult], _Cluster]:
-    """Inject each fault `rounds` times, in random order, then check the answers of each platform."""
+    """Inject each fault `rounds` times, in random order, then check the answers of each platform.
+
+    Where they share the platforms, the server is theirs, and fails too.
+    """
     chance = random.Random(f"{seed} {names}")
     results = {name: KillResult() for name in names}
-    faults = [fault for fault in _EXPECTED for _ in range(rounds)]
+    kinds = [*_EXPECTED, *(_OF_SERVER if is_shared else ())]
+    faults = [fault for fault in kinds for _ in range(rounds)]
     chance.shuffle(faults)
 
     async def ask(name: str) -> None:

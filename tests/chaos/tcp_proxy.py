@@ -60,6 +60,7 @@ class TcpProxy:
     def __init__(self, seed: int) -> None:
         self.cuts: dict[Cut, int] = dict.fromkeys(CUTS, 0)
         self.torn = 0  # cuts within the data of a call
+        self.latency = 0.0  # seconds that data takes longer, in each direction
         self._chance = random.Random(seed)
         self._connections: set[tuple[_End, _End]] = set()  # the bot's end and the server's
         self._is_open = asyncio.Event()
@@ -106,6 +107,8 @@ class TcpProxy:
         # Broken connections are expected; both ends notice.
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
+                if self.latency:
+                    await asyncio.sleep(self.latency)
                 await self._is_open.wait()
                 if self._next is not None and self._left < len(data):
                     await to.write(data[: self._left])
