@@ -49,7 +49,7 @@ from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
 from bot.storage.usage_export import report_usage
 from bot.util.clock import Clock, MonotonicClock
-from bot.util.garbage import collect_when_idle
+from bot.util.garbage import collect_when_idle, freeze_survivors
 from bot.util.http_server import check_address
 from bot.util.shutdown import ShutdownDeadline
 from bot.util.terminal import reads_terminal
@@ -172,6 +172,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     _watch_files(store, clock),
                     _check_models(engine.statuses, clock),
                     collect_when_idle(lambda: intake.exchanges.is_idle, clock),
+                    freeze_survivors(clock),
                 ]
                 if not config.cluster.enabled:  # else HolderWatch checks the lock
                     background.append(keep_lock(lock, clock))
@@ -229,7 +230,6 @@ def _open_engine(section: EngineSection, progress: Progress, *, adapters: Iterab
     engine = open_engine(section, progress)
     if gc.get_freeze_count() == 0:
         # Half a million objects of imported libraries, which a collection would visit for 0.3 s while all else waits.
-        # Not later: a model that is replaced must be collected.
         for name in adapters:
             import_adapter(name)
         gc.freeze()

@@ -1,7 +1,6 @@
 """Engine that replaces its model under load; the old model is freed before the new one loads."""
 
 import asyncio
-import gc
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -28,6 +27,7 @@ from bot.engine.swap_requests import SwapRequest, SwapRequests
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable, PicturesRefused
 from bot.util.aio import race
 from bot.util.clock import Clock
+from bot.util.garbage import collect_frozen
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -268,7 +268,7 @@ class HotSwapEngine:
         """Close the engine and load another; return the reason if that failed."""
         if (reason := await self._close(STUCK_SECONDS)) is not None:
             return reason
-        await asyncio.to_thread(gc.collect)  # the exception of a failed load may keep tensors in a reference cycle
+        await asyncio.to_thread(collect_frozen)  # the exception of a failed load may keep tensors in a reference cycle
         self._last_progress = self._loading_since = self._clock.now()
         self._loaded = 0.0
         self._requests.notify_held()  # the estimated wait has changed

@@ -14,6 +14,10 @@ _NEVER = 10**9
 # Seconds between two looks for a moment without work, and until a full collection comes in any case.
 _INTERVAL = 30.0
 _LONGEST = 600.0
+# Survivors that are kept out of later collections once there are so many, and how often; seconds between two counts.
+_MANY = 4000
+_MOST_OFTEN = 10
+_COUNTS = 1.0
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def without_collection() -> Iterator[None]:
 async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
     """Collect all garbage when there is no work, or after ten minutes without a pause; run until cancelled.
 
-    A full collection visits every object: with 400 replies in progress it takes 40 ms.  Younger
+    A full collection visits every object that is not frozen: with 400 replies in progress it takes 40 ms.  Younger
     generations are collected as usual.
     """
     before = gc.get_threshold()
@@ -52,3 +56,26 @@ async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
                 last = clock.now()
     finally:
         gc.set_threshold(*before)
+
+
+async def freeze_survivors(clock: Clock) -> None:
+    """Keep out of later collections what the first questions leave, a few thousand objects at a time.
+
+    Compiled statements and connections stay: with those of a busy bot, 23,000 objects, a collection took 27 ms.  It ends
+    after ten times, since a frozen object that becomes garbage in a cycle stays until `collect_frozen`.
+    """
+    for _ in range(_MOST_OFTEN):
+        while len(gc.get_objects(generation=2)) < _MANY:
+            await clock.sleep(_COUNTS)
+        gc.collect()
+        gc.freeze()
+
+
+def collect_frozen() -> None:
+    """Collect all garbage, frozen or not: a model that is replaced may be part of it.
+
+    With half a million objects of imported libraries it takes 0.3 s.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

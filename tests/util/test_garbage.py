@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
-from bot.util.garbage import collect_when_idle, without_collection
+from bot.util.garbage import collect_frozen, collect_when_idle, freeze_survivors, without_collection
 from tests.harness.fakes import ManualClock
 
 
@@ -43,6 +45,41 @@ async def test_old_garbage_waits_for_a_pause_or_ten_minutes() -> None:
     collecting.cancel()
     await clock.settle()
     assert gc.get_threshold() == before
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+async def test_survivors_are_frozen_when_there_are_many_and_a_few_times_only(unfrozen: None) -> None:
+    clock = ManualClock()
+    freezing = asyncio.create_task(freeze_survivors(clock))
+    await clock.advance(60.0)
+    frozen = [gc.get_freeze_count()]
+    kept = []
+    for _ in range(12):
+        kept.append([[number] for number in range(5000)])
+        gc.collect(1)  # they are old now
+        await clock.advance(1.0)
+        frozen.append(gc.get_freeze_count())
+    more = [after - before > 4000 for before, after in pairwise(frozen)]
+    assert more == [True] * 10 + [False] * 2
+    assert freezing.done()
+
+
+def test_a_frozen_cycle_is_collected_when_it_has_to_be(unfrozen: None) -> None:
+    garbage = old_cycle()
+    gc.freeze()
+    gc.collect()
+    assert garbage() is not None
+    collect_frozen()
+    assert garbage() is None
+    assert gc.get_freeze_count() > 0
 
 
 def collections() -> int:
