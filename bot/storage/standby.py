@@ -61,7 +61,7 @@ async def acquire_in_turn(lock: InstanceLock, clock: Clock, report: Callable[[st
     `report` is called with None while the database can be reached, and else with the reason.
     """
     reason: str | None = None
-    # A thread of its own: with several platforms, those of asyncio would all wait, perhaps for weeks.
+    # A separate thread: with several platforms, those of asyncio would all wait, perhaps for weeks.
     thread, loop = ThreadPoolExecutor(1, "lock-wait"), asyncio.get_running_loop()
     try:
         while True:

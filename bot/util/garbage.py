@@ -14,7 +14,7 @@ _NEVER = 10**9
 # Seconds between two looks for a moment without work, and until a full collection comes in any case.
 _INTERVAL = 30.0
 _LONGEST = 600.0
-# Survivors that are kept out of later collections once there are so many, and how often; seconds between two counts.
+# Number of survivors at which they are frozen, how often at most, and seconds between two counts.
 _MANY = 4000
 _MOST_OFTEN = 10
 _COUNTS = 1.0

@@ -107,7 +107,7 @@ def _guard(file: Path, opened: BufferedReader, reference: "weakref.ref[mmap]") -
                 break
             del mapped
             time.sleep(_POLL_SECONDS)
-        # The mapping has a descriptor of its own, so that closing this one releases nothing.
+        # The mapping has another descriptor: closing this one releases nothing.
         with suppress(OSError):  # the kernel has taken the lease away
             fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
