@@ -11,7 +11,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # With it, each process of the tests, a worker or a bot, would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test suite coverage docs lossless reliability weights-test image image-test cluster ray-test release sbom lint format words migration clean
+.PHONY: run test suite coverage docs lossless reliability weights-test image image-test chaos-cluster cluster ray-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -48,6 +48,10 @@ lossless: $(VENV)/test-installed
 # make reliability ARGS="R4 --seed 3"
 reliability: $(VENV)/test-installed
 	@$(BIN)/python -m tests.reliability $(ARGS)
+
+# Of these, the faults of several bots on one PostgreSQL server: docs/SCALING.md.
+chaos-cluster: $(VENV)/test-installed
+	@$(BIN)/python -m tests.reliability takeover replicas $(ARGS)
 
 # Checkpoints of the real size with random weights, loaded under a memory limit: 13 GB of disk, 10 minutes.
 weights-test: $(VENV)/test-installed
