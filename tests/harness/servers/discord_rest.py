@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +15,18 @@ from tests.harness.servers.discord_interactions import DiscordInteractionRest
 from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_world import APPLICATION, BOT, EPHEMERAL
 from tests.harness.servers.fault_gate import is_client_connected
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A 429: when its Retry-After is over, and the connection that it was sent on."""
+
+    until: float
+    connection: asyncio.Transport
+
+    def is_binding(self, now: float) -> bool:
+        """Return whether a call now is too early; a client that timed out has closed the connection, and did not read it."""
+        return now < self.until and not self.connection.is_closing()
 
 
 class DiscordRest(DiscordInteractionRest):
@@ -47,7 +60,7 @@ class DiscordRest(DiscordInteractionRest):
         self.directs_are_open = asyncio.Event()  # while cleared, reading a direct channel blocks
         self.directs_are_open.set()
         self._nonces: dict[str, int] = {}
-        self._blocked_until: dict[int, float] = {}
+        self._refused: dict[int, _Refusal] = {}
 
     def forget_nonces(self) -> None:
         """Discord keeps them for a few minutes."""
@@ -160,7 +173,7 @@ class DiscordRest(DiscordInteractionRest):
         self, request: web.Request, name: str, channel: int, work: Callable[[], web.Response]
     ) -> web.Response:
         now = self.clock.now()
-        if now < max(self._blocked_until.get(channel, now), self._blocked_until.get(0, now)):
+        if any(self._refused[each].is_binding(now) for each in (channel, 0) if each in self._refused):
             self.violations.append(f"{name} before Retry-After")
         fault = self.script(self.writes, name)
         self.writes += 1
@@ -184,9 +197,9 @@ class DiscordRest(DiscordInteractionRest):
         if fault.kind == "timeout":
             await self.closing.wait()
         if fault.kind == "429":
-            if await is_client_connected(request):
+            if await is_client_connected(request) and request.transport is not None:
                 target = 0 if self.is_rate_limit_global or self.bare_retry_after else channel
-                self._blocked_until[target] = self.clock.now() + fault.seconds
+                self._refused[target] = _Refusal(self.clock.now() + fault.seconds, request.transport)
             body = {
                 "message": "You are being rate limited.",
                 "retry_after": fault.seconds,
