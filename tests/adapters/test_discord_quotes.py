@@ -180,6 +180,10 @@ async def test_after_a_refused_mention_the_next_one_quotes_the_start_of_the_thre
     set_paused(bot.harness.intake.access)
     await bot.platform.say("when exactly?", thread="library")
     await bot.platform.until(lambda: len(bot.shown(thread="library")) == 1)
+    thread = ChannelKey("discord", str(bot.platform.channel("general")), starter)
+    async with asyncio.timeout(TIMEOUT):
+        while not await bot.harness.intake.quotes_root(thread):
+            pass  # the refusal is shown before it is stored
     set_paused(bot.harness.intake.access, is_paused=False)
     second = await bot.platform.say("when exactly?", thread="library")
     assert (await stored(bot, second, thread=starter)).quoted == "the library closes at six"

@@ -9,9 +9,9 @@ import pytest
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.chat.command_table import COMMANDS, CommandContext
 from bot.config.schema import AccessSection
-from bot.domain import Action, Status
+from bot.domain import Action, ChannelKey, Status
 from tests.harness.harness import Harness, make_harness, set_paused
-from tests.harness.platform import Fault, LoopbackPlatform
+from tests.harness.platform import TIMEOUT, Fault, LoopbackPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, asked, becomes, bots, running
 
@@ -90,6 +90,10 @@ async def test_after_a_refused_mention_the_next_one_quotes_the_first_message(
         set_paused(harness.intake.access)
         await server.say("when exactly?", thread=thread)
         await server.until(lambda: len(server.seen()) == 3)
+        place = ChannelKey("slack", server.workspace.channel("general"), thread)
+        async with asyncio.timeout(TIMEOUT):
+            while not await harness.intake.quotes_root(place):
+                pass  # the refusal is shown before it is stored
         set_paused(harness.intake.access, is_paused=False)
         await server.say("when exactly?", thread=thread)
         await server.until(lambda: len(harness.engine.requests) == 1)
