@@ -15,8 +15,8 @@ _NEVER = 10**9
 _INTERVAL = 30.0
 _LONGEST = 600.0
 # Number of survivors at which they are frozen, how often at most, and seconds between two counts.
-_MANY = 4000
-_MOST_OFTEN = 10
+_MANY = 2000
+_MOST_OFTEN = 20
 _COUNTS = 1.0
 
 
@@ -59,10 +59,10 @@ async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
 
 
 async def freeze_survivors(clock: Clock) -> None:
-    """Keep out of later collections what the first questions leave, a few thousand objects at a time.
+    """Keep out of later collections what the first questions leave, two thousand objects at a time.
 
     Compiled statements and connections stay: with those of a busy bot, 23,000 objects, a collection took 27 ms.  It ends
-    after ten times, since a frozen object that becomes garbage in a cycle stays until `collect_frozen`.
+    after twenty times, since a frozen object that becomes garbage in a cycle stays until `collect_frozen`.
     """
     for _ in range(_MOST_OFTEN):
         while len(gc.get_objects(generation=2)) < _MANY:

@@ -62,13 +62,13 @@ async def test_survivors_are_frozen_when_there_are_many_and_a_few_times_only(unf
     await clock.advance(60.0)
     frozen = [gc.get_freeze_count()]
     kept = []
-    for _ in range(12):
+    for _ in range(22):
         kept.append([[number] for number in range(5000)])
         gc.collect(1)  # they are old now
         await clock.advance(1.0)
         frozen.append(gc.get_freeze_count())
     more = [after - before > 4000 for before, after in pairwise(frozen)]
-    assert more == [True] * 10 + [False] * 2
+    assert more == [True] * 20 + [False] * 2
     assert freezing.done()
 
 
