@@ -46,6 +46,7 @@ class KillResult:
     twice: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     orphans: int = 0
+    sentences: set[str] = field(default_factory=set)  # shown without the number of a question
     unheard: int = 0  # not acknowledged and not answered, where people are told so
     errors: list[str] = field(default_factory=list)
     integrity: str = ""
@@ -54,6 +55,8 @@ class KillResult:
         counts = {"lost": self.lost, "answered twice": self.twice, "torn": self.torn, "errors logged": self.errors}
         parts = [f"{kind} {len(found)} {' '.join(found[:5])}".rstrip() for kind, found in counts.items()]
         parts += [f"left-over placeholders {self.orphans}", f"integrity {self.integrity}"]
+        if self.lost:
+            parts.append(f"the bot said instead {sorted(self.sentences)[:5]}")
         unheard = f" ({self.unheard} not taken)" if self.unheard else ""
         return f"kills {self.kills}, questions {len(self.questions)}{unheard}: {', '.join(parts)}"
 
@@ -141,9 +144,11 @@ def _unheard(platform: Any, result: KillResult) -> set[str]:
 def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
     """Compare what the platform shows with the questions."""
     shown = {channel: _shown(platform, channel) for channel in CHANNELS}
-    result.orphans = sum(reply.strip() in {"…", ""} for found in shown.values() for reply in found)
+    everything = [reply for found in shown.values() for reply in found]
+    result.orphans = sum(reply.strip() in {"…", ""} for reply in everything)
     if isinstance(platform, SlackServer):
         result.orphans += len(platform.agents.left_open)
+    result.sentences = {reply for reply in everything if not any(number in reply for number in result.questions)}
     unheard = _unheard(platform, result)
     for number, channel in result.questions.items():
         holding = [reply for reply in shown[channel] if number in reply]
