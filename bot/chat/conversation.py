@@ -2,9 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -36,12 +38,25 @@ from bot.domain import (
     UsageSum,
 )
 from bot.engine.base import Engine
-from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PicturesRefused, PromptTooLong, StoreError
+from bot.errors import (
+    AnswerBrokenOff,
+    BotError,
+    EngineBusy,
+    EngineError,
+    PicturesRefused,
+    PromptTooLong,
+    StoreDamaged,
+    StoreError,
+    StoreLost,
+)
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.aio import race
 from bot.util.clock import Clock
+from bot.util.retry import Backoff
 from bot.util.text import replace_surrogates
+
+T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,6 +67,13 @@ _MOST_REFUSALS = 3
 
 # Seconds until a question of the backlog asks a full queue again.
 _BUSY_SECONDS = 2.0
+
+
+# Seconds that a question waits for a database that cannot be used, and between two attempts at first and at most.
+# A server that restarts or fails over takes seconds to minutes.
+_OUTAGE = 300.0
+_FIRST_RETRY = 0.5
+_LONGEST_RETRY = 10.0
 
 
 # Deltas that a loop has at least: a delta is about a token, and a cycle has two or more.
@@ -154,10 +176,11 @@ class Conversations:
         translate = self._settings.translator_for(worker.exchange.message)
         try:
             try:
-                await self._read_files(worker)
+                await self._retried(worker, lambda: self._read_files(worker))
                 settings = self._settings.at(worker.exchange.message)
                 count = settings.conversation.context_messages
-                if not (worker.is_stopped or await self._context.read(worker, count)):
+                is_read = await self._retried(worker, lambda: self._context.read(worker, count))
+                if not (worker.is_stopped or is_read):
                     draft.note(translate("I could not read what was said before your question."))
                 while not worker.is_stopped and (position := self._exchanges.queues.position(worker)):
                     draft.queued(Queued(position))
@@ -173,6 +196,28 @@ class Conversations:
         finally:
             self._quotas.leave(worker)
             self._exchanges.queues.leave(worker)
+
+    async def _retried(self, worker: Worker, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `attempt`, which is repeated while the database cannot be used.
+
+        The question is stored and people wait for its answer; a sentence in its place would be final.
+
+        Raises:
+            StoreError: The worker was stopped, the database is damaged or lost, or it cannot be used for `_OUTAGE`.
+        """
+        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        until = self._clock.now() + _OUTAGE
+        while True:
+            try:
+                return await attempt()
+            except (StoreDamaged, StoreLost):
+                raise
+            except StoreError as error:
+                if worker.is_stopped or self._clock.now() >= until:
+                    raise
+                seconds = backoff.after_failure()
+                log.warning("question waits for the database", seconds=seconds, error=str(error))
+            await race(self._clock.sleep(seconds), worker.wait_stopped())
 
     async def _read_files(self, worker: Worker) -> None:
         """Fetch and read the files of the message, while earlier questions of the channel are answered."""
@@ -207,8 +252,13 @@ class Conversations:
         while not worker.is_stopped:
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
-            prompt, settings = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
-            if refusal := await self._quota_refusal(worker, prompt, settings, draft, translate):
+            prompt, settings = await self._retried(
+                worker, lambda: self._exchanges.read_undeleted(lambda: self._prompt(worker))
+            )
+            refusal = await self._retried(
+                worker, partial(self._quota_refusal, worker, prompt, settings, draft, translate)
+            )
+            if refusal:
                 self._metrics.refusals.labels("question").inc()
                 draft.note(refusal)
                 return REFUSED

@@ -13,6 +13,7 @@ from bot.config.schema import ConversationSection, LimitsSection
 from bot.domain import (
     ChannelKey,
     ChatMessage,
+    Exchange,
     Fallback,
     Finished,
     FinishReason,
@@ -24,7 +25,8 @@ from bot.domain import (
     Usage,
 )
 from bot.engine.backends.echo import EchoEngine
-from bot.errors import AnswerBrokenOff, EngineBusy, EngineFailed, PromptTooLong
+from bot.errors import AnswerBrokenOff, EngineBusy, EngineFailed, PromptTooLong, StoreDamaged, StoreError
+from bot.storage.base import History
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, a_message
@@ -391,3 +393,41 @@ async def test_turns_that_a_fallback_has_no_room_for_are_told(harness: Harness) 
 async def test_a_chinese_question_is_refused_in_chinese(harness: Harness) -> None:
     harness.engine.add([EngineFailed("NaN")])
     assert any("\u4e00" <= letter <= "\u9fff" for letter in notice_of(await harness.ask(a_message("你好"))))
+
+
+async def test_a_question_waits_while_the_database_cannot_be_read(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = harness.store.history
+    failures = [StoreError("the server closed the connection")]
+
+    async def closed_once(exchange: Exchange, limit: int, *, is_own: bool, pictures: int) -> History:
+        if failures:
+            raise failures.pop()
+        return await history(exchange, limit, is_own=is_own, pictures=pictures)
+
+    monkeypatch.setattr(harness.store, "history", closed_once)
+    events = await harness.ask(a_message("Is anybody there?"))
+    assert (text_of(events), notice_of(events)) == ("ok", "")
+    assert failures == []
+
+
+async def test_a_question_that_waits_for_the_database_can_be_stopped(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = await harness.accept(a_message("Is anybody there?"))
+
+    async def closed(*_: object, **__: object) -> History:
+        harness.exchanges.worker(exchange).stop()
+        raise StoreError("the server closed the connection")
+
+    monkeypatch.setattr(harness.store, "history", closed)
+    assert "database has a problem" in notice_of(await harness.events(exchange))
+
+
+async def test_a_damaged_database_is_named_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def damaged(*_: object, **__: object) -> History:
+        raise StoreDamaged("a page cannot be read")
+
+    monkeypatch.setattr(harness.store, "history", damaged)
+    assert "database has a problem" in notice_of(await harness.ask(a_message("Is anybody there?")))
