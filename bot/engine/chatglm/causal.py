@@ -15,7 +15,6 @@ from bot.engine.chatglm.model import Attend, ChatGLM
 from bot.engine.chatglm.native import native_decoder
 from bot.engine.chatglm.weights import split_layers
 from bot.engine.kernels import cuda, eager
-from bot.engine.kernels.native.matmul import MOST_ROWS
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache, explain_out_of_memory
 from bot.engine.serving.cuda_graphs import Capture, CudaGraphs, GraphRunner
@@ -114,7 +113,7 @@ class ChatGLMForServing:
                 return self._graphs(self._rows(batch)).to(torch.float32, copy=True)
         if not batch.is_prefill:
             batch = each_token(batch)
-        if self._native is not None and not batch.is_prefill and len(batch) <= MOST_ROWS:
+        if self._native is not None and not batch.is_prefill and len(batch) <= self._native.most_rows:
             return self._native(self._rows(batch)).float()
         hidden = self._prefill(batch) if batch.is_prefill else self._decode(batch)
         return self.network.logits(hidden).float()

@@ -13,12 +13,13 @@ from bot.engine.serving.cache import KeyValueCache
 
 
 class NativeDecoder:
-    """Decode one token for each of up to `most` rows, or `MOST_ROWS`; return logits `[rows, vocab]`.
+    """Decode one token for each of up to `most_rows` rows; return logits `[rows, vocab]`.
 
     Rows of one slot are adjacent, and their indices ascend by one.
     """
 
     def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer], most: int) -> None:
+        self.most_rows = min(most, *(matmul.most_rows for layer in layers for matmul in layer.matmuls))
         self._network = network
         self._layers = Layers(
             layers,
@@ -27,7 +28,7 @@ class NativeDecoder:
             cache.values,
             all_angles(network.config, network.device, network.half_angles),
             channels=network.config.channels,
-            most=most,
+            most=self.most_rows,
             alpha=RESIDUAL_SCALE,
         )
 

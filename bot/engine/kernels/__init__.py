@@ -66,9 +66,9 @@ class TiedEmbedding(nn.Module):
         super().__init__()
         self._rows = weight
         self._dtype = dtype
-        pack = not isinstance(weight, Tensor) or weight.nbytes <= footprint.PACKED_TABLE_BYTES
-        self._matmul = Linear(weight, None, dtype) if pack else _EagerMatmul(weight, None)
-        self._takes_float32 = isinstance(self._matmul, Linear) and isinstance(self._matmul.matmul, NativeMatmul)
+        linear = Linear(weight, None, dtype) if footprint.is_packed_table(weight, dtype) else None
+        self._matmul = linear or _EagerMatmul(weight, None)
+        self._takes_float32 = linear is not None and isinstance(linear.matmul, NativeMatmul)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up rows; a quantised table returns float32."""

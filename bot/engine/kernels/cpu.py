@@ -21,7 +21,7 @@ _CONVERT_FROM = 24
 class PackedFloat:
     """Float weights, reordered once for oneDNN.
 
-    `functional.linear` is_reordered them per call or not at all: 12288 x 4096 weights on one
+    `functional.linear` reorders them per call or not at all: 12288 x 4096 weights on one
     core and 1, 8, 64 activations take 2.4, 3.7, 15 ms in bfloat16 (unpacked 5.7, 6.0, 17)
     and 5, 16, 52 ms in float32 (unpacked 13, 47, 184).
     """
@@ -93,19 +93,19 @@ def pack(
     weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype
 ) -> PackedFloat | PackedInt8 | PackedInt4 | native.NativeMatmul | None:
     """Pack a matrix for activations of `dtype`; return None if no fast kernel supports it."""
+    if dtype == _QUANTISED_DTYPE and (matmul := native.pack(weight, bias)) is not None:
+        return matmul
     if isinstance(weight, Tensor):
         return PackedFloat(weight, bias) if is_reordered(dtype) else None
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
         return None
-    if (matmul := native.pack(weight, bias)) is not None:
-        return matmul
     if isinstance(weight, Int8):
         return PackedInt8(weight, bias) if weight.shape[1] % _INT8_COLUMN_MULTIPLE == 0 else None
     return PackedInt4(weight, bias) if packed_group(weight) else None
 
 
 def is_reordered(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN is_reordered float weights of this dtype on this CPU."""
+    """Return whether oneDNN reorders float weights of this dtype on this CPU."""
     if not torch._C._has_mkldnn:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from bot.engine.kernels.cpu import is_reordered
 from bot.engine.kernels.native import matmul as native
-from bot.engine.kernels.reference import group_of
+from bot.engine.kernels.reference import Quantised, group_of
 
-# Only small embedding tables get a packed copy beside their rows.
+# Only small embedding tables get a packed copy beside their rows, where the native matmul does not share them.
 PACKED_TABLE_BYTES = 1 << 28
 
 
@@ -33,6 +34,7 @@ def linear_bytes(shape: MatrixShape, dtype: torch.dtype, device: str, *, has_bia
     rows, columns = shape.rows, shape.columns
     bias = rows * dtype.itemsize if has_bias else 0
     if shape.bits == 0:
+        bias = rows * 8 if device == "cpu" and _is_native(shape, dtype) else bias  # float32, and a scale of 1
         return rows * columns * dtype.itemsize + bias
     values = rows * columns * shape.bits // 8
     if device == "cpu" and _is_native(shape, dtype):
@@ -54,7 +56,7 @@ def linear_bytes(shape: MatrixShape, dtype: torch.dtype, device: str, *, has_bia
 def table_bytes(shape: MatrixShape, dtype: torch.dtype, device: str) -> int:
     """Return the bytes of a `TiedEmbedding`: rows to look up, and a packed matmul."""
     held = linear_bytes(shape, dtype, device, has_bias=False)
-    if device != "cpu" or shape.bits == 8:
+    if device != "cpu" or shape.bits == 8 or (shape.bits == 0 and _is_native(shape, dtype)):
         return held  # lookup and matmul share the weights
     if shape.bits == 4 and _is_native(shape, dtype):
         return held + shape.rows * shape.groups * (4 if _has_zero(shape) else 2)  # scales and zeros for lookups
@@ -63,8 +65,17 @@ def table_bytes(shape: MatrixShape, dtype: torch.dtype, device: str) -> int:
     return 2 * held if held <= PACKED_TABLE_BYTES and is_reordered(dtype) else held
 
 
+def is_packed_table(weight: Tensor | Quantised, dtype: torch.dtype) -> bool:
+    """Return whether a `TiedEmbedding` has a packed matmul, of small tables a copy of their rows."""
+    if not isinstance(weight, Tensor) or weight.nbytes <= PACKED_TABLE_BYTES:
+        return True
+    rows, columns = weight.shape
+    return weight.device.type == "cpu" and _is_native(MatrixShape(rows, columns, 0), dtype)
+
+
 def _is_native(shape: MatrixShape, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and native.supports(shape.rows, shape.columns, shape.bits, shape.groups)
+    bits = shape.bits or 16
+    return dtype == torch.bfloat16 and native.supports(shape.rows, shape.columns, bits, shape.groups)
 
 
 def _is_packed(shape: MatrixShape, dtype: torch.dtype) -> bool:

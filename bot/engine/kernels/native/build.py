@@ -21,12 +21,13 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("layers.c")
-_HEADERS = [SOURCE.with_name(name) for name in ("vectors.h", "matmul.h", "many.h")]
+_HEADERS = [SOURCE.with_name(name) for name in ("vectors.h", "matmul.h", "many.h", "integers.h", "tiles.h")]
 # Infinities and NaN must work; errno and floating-point traps are never read.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
 # x86-64 CPU types as torch names them, for gcc >= 11 and clang >= 12.
 _KINDS = {
-    "AVX512_BF16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "AMX": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "AVX512_VNNI": ("-march=x86-64-v4", "-mavx512vnni"),
     "AVX512": ("-march=x86-64-v4",),
     "AVX2": ("-march=x86-64-v3",),
     "DEFAULT": ("-march=x86-64",),
@@ -60,7 +61,15 @@ def loaded_library() -> ctypes.CDLL:
 def kind_of_processor() -> str:
     """Return the CPU type to compile for on this machine."""
     kind: str = torch.backends.cpu.get_cpu_capability()
-    return "AVX512_BF16" if kind == "AVX512" and torch.cpu._is_avx512_bf16_supported() else kind
+    if kind != "AVX512" or not torch.cpu._is_vnni_supported():
+        return kind
+    # The system admits this process to the tiles' registers, or refuses.
+    return "AMX" if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() else "AVX512_VNNI"
+
+
+def has_tiles() -> bool:
+    """Return whether this CPU multiplies tiles of numbers (AMX)."""
+    return kind_of_processor() == "AMX"
 
 
 def compile_for(kind: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bot.engine.kernels.native.build import loaded_library
-from bot.engine.kernels.native.matmul import MOST_ROWS, MatrixStruct, NativeMatmul
+from bot.engine.kernels.native.matmul import MatrixStruct, NativeMatmul
 
 _LANES = 16
 
@@ -58,9 +58,13 @@ class Layer(NamedTuple):
     up: NativeMatmul
     down: NativeMatmul
 
+    @property
+    def matmuls(self) -> tuple[NativeMatmul, ...]:
+        return self.query_key_value, self.dense, self.up, self.down
+
 
 class Layers:
-    """A network's layers over a cache, for up to `most` rows of one token, at most `MOST_ROWS`.
+    """A network's layers over a cache, for up to `most` rows of one token; the matmuls support as many.
 
     `keys` and `values` are bfloat16 `[layers, slots, heads, capacity, head_dim]`, `angles` the cosine and sine
     per position, float32 `[positions, head_dim / channels / 2]`, and `alpha` scales the residuals.
@@ -80,12 +84,14 @@ class Layers:
     ) -> None:
         heads, capacity, head_dim = keys.shape[2:]
         hidden, inner = heads * head_dim, layers[0].up.rows
-        most, threads = min(most, MOST_ROWS), torch.get_num_threads()
+        threads = torch.get_num_threads()
         self._owners = (list(layers), last, keys, values, angles)  # the struct points into their memory
         self._state, self._normed, self._mixed = torch.empty(3, most, hidden).unbind()
         self._wide = torch.empty(most, max(3 * hidden, inner))
         # Per thread: reordered input rows and the sums of their groups, or attention weights.
-        self._scratch = torch.empty(threads, max(most * max(hidden, inner) * 5 // 4, capacity + _LANES))
+        self._scratch = torch.empty(
+            threads, max(-(-most // _LANES) * _LANES * max(hidden, inner) * 5 // 4, capacity + _LANES)
+        )
         self._network = _NetworkStruct(
             layers=len(layers),
             hidden=hidden,

@@ -4,7 +4,6 @@
 
 enum {
     MANY = 6,    /* up to so many input rows `some_rows` is as fast */
-    MOST = 64,   /* input rows, as in matmul.py */
     CHUNK = 256, /* columns of a block: its weights and a tile of input rows stay in the fastest cache */
     WIDE = 3     /* input rows per tile: TOGETHER * WIDE sums, a weight and WIDE inputs are 16 registers */
 };
@@ -18,7 +17,7 @@ INLINE int64_t block_columns(const struct matrix *m)
 INLINE int is_for_many(const struct matrix *m, int64_t rows)
 {
     /* Sums of one group with a zero are not kept between blocks. */
-    return rows > MANY && block_columns(m) <= CHUNK && (m->groups != 1 || m->columns <= CHUNK);
+    return m->bits < 16 && rows > MANY && block_columns(m) <= CHUNK && (m->groups != 1 || m->columns <= CHUNK);
 }
 
 /* Convert columns `first` to `first + count` of LEAST weight rows, in the order of `interleave`, to [LEAST, CHUNK]. */

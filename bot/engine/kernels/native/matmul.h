@@ -4,8 +4,8 @@
 
 #include "vectors.h"
 
-/* Without groups, `scale` holds one float per row.  With int4 groups, `grid` holds a bfloat16 scale and zero per
-   group. */
+/* Without groups, `scale` holds one float per row; of 16 bits, which are bfloat16, they are 1.  With int4 groups, `grid`
+   holds a bfloat16 scale and zero per group. */
 struct matrix {
     int64_t bits, rows, columns, groups;
     const int8_t *values;
@@ -45,35 +45,6 @@ static void interleave(const float *input, int64_t rows, int64_t columns, int64_
         }
 }
 
-#ifdef __AVX512BF16__
-enum { PAIRS = 128 /* columns per step of the bfloat16 dot product; group sizes are multiples of it */ };
-
-INLINE int is_in_pairs(const struct matrix *m)
-{
-    return m->bits == 4 && m->columns / (m->groups ? m->groups : 1) % PAIRS == 0;
-}
-
-/* As `interleave`, for bfloat16 pairs: one vector per nibble of 32 16-bit words, then the group sums
-   [groups, TOKENS]. */
-static void interleave_pairs(const struct matrix *m, const float *input, int64_t rows, float *blocks)
-{
-    int64_t group = m->columns / (m->groups ? m->groups : 1);
-    uint16_t *to = (uint16_t *)blocks;
-    float *sums = blocks + rows * m->columns / 2;
-    for (int64_t j = 0; j < rows; j++)
-        for (int64_t k = 0; k < m->columns; k += PAIRS) {
-            const float *from = input + j * m->columns + k;
-            uint16_t *block = to + k * rows + j * PAIRS;
-            floats sum = {0};
-            for (int i = 0; i < PAIRS / 4; i++)
-                for (int n = 0; n < 4; n++) block[n * PAIRS / 4 + i] = to_bfloat16(from[4 * i + (n ^ 1)]);
-            for (int i = 0; i < PAIRS; i += LANES) sum += load_bfloat16(block + i);
-            float *group_sum = sums + k / group * TOKENS + j;
-            *group_sum = (k % group ? *group_sum : 0) + total(sum);
-        }
-}
-#endif
-
 /* The hardware prefetcher stops at the end of a row: prefetch the next rows. */
 INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k)
 {
@@ -81,16 +52,24 @@ INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k)
         for (int r = 0; r < TOGETHER; r++) __builtin_prefetch(values + (TOGETHER + r) * width + k);
 }
 
-INLINE void int8_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                      const int tokens)
+INLINE floats load_weights(const int8_t *values, int64_t column, const int bits)
 {
+    if (bits == 16) return load_bfloat16((const uint16_t *)values + column);
+    return as_floats(load_bytes(values + column));
+}
+
+/* int8 or bfloat16 weights. */
+INLINE void plain_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
+                       const int bits, const int tokens)
+{
+    int64_t width = m->columns * bits / 8;
     for (int64_t row = first; row < end; row += TOGETHER) {
-        const int8_t *values = m->values + row * m->columns;
+        const int8_t *values = m->values + row * width;
         floats sum[TOGETHER][TOKENS] = {0};
         for (int64_t k = 0; k < m->columns; k += LANES) {
             floats weight[TOGETHER];
-            fetch_ahead(values, m->columns, k);
-            UNROLL for (int r = 0; r < TOGETHER; r++) weight[r] = as_floats(load_bytes(values + r * m->columns + k));
+            fetch_ahead(values, width, k * bits / 8);
+            UNROLL for (int r = 0; r < TOGETHER; r++) weight[r] = load_weights(values + r * width, k, bits);
             UNROLL for (int j = 0; j < tokens; j++) {
                 floats x = load(blocks + k * tokens + j * LANES);
                 UNROLL for (int r = 0; r < TOGETHER; r++) sum[r][j] += weight[r] * x;
@@ -209,73 +188,14 @@ INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const 
 }
 #endif
 
-#ifdef __AVX512BF16__
-/* The int4 values are exact in bfloat16, whose dot product has twice the throughput; only activations are rounded.
-   A group's zero is multiplied by the sum of its activations. */
-INLINE void int4_pairs(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                       const int tokens)
-{
-    /* Indexed by five bits: the table repeats because the fifth belongs to the next nibble. */
-    static const uint16_t steps[32] = {
-        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, /* 0 to 7 */
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, /* -8 to -1 */
-        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, /* repeated */
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-    };
-    const __m512i table = _mm512_loadu_si512(steps);
-    const uint16_t *inputs = (const uint16_t *)blocks;
-    const float *sums = blocks + tokens * m->columns / 2;
-    int64_t width = m->columns / 2, groups = m->groups ? m->groups : 1, group = width / groups;
-    for (int64_t row = first; row < end; row += TOGETHER) {
-        const int8_t *values = m->values + row * width;
-        floats sum[TOGETHER][TOKENS] = {0};
-        fours offset[TOGETHER] = {0};
-        for (int64_t g = 0; g < groups; g++) {
-            fours group_sums = *(const fours *)(sums + g * TOKENS);
-            __m512 part[TOGETHER][TOKENS] = {0};
-            for (int64_t k = g * group; k < (g + 1) * group; k += PAIRS / 2) {
-                const uint16_t *x = inputs + 2 * k * tokens;
-                __m512i words[TOGETHER];
-                fetch_ahead(values, width, k);
-                UNROLL for (int r = 0; r < TOGETHER; r++) words[r] = _mm512_loadu_si512(values + r * width + k);
-                UNROLL for (int n = 0; n < 4; n++) {
-                    __m512bh weight[TOGETHER];
-                    UNROLL for (int r = 0; r < TOGETHER; r++)
-                        weight[r] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words[r], 4 * n), table);
-                    UNROLL for (int j = 0; j < tokens; j++) {
-                        __m512bh y = (__m512bh)_mm512_loadu_si512(x + j * PAIRS + n * PAIRS / 4);
-                        UNROLL for (int r = 0; r < TOGETHER; r++)
-                            part[r][j] = _mm512_dpbf16_ps(part[r][j], weight[r], y);
-                    }
-                }
-            }
-            UNROLL for (int r = 0; r < TOGETHER; r++) {
-                float scale, zero;
-                read_grid(m, row + r, g, &scale, &zero);
-                offset[r] += zero * group_sums;
-                UNROLL for (int j = 0; j < tokens; j++) sum[r][j] += (floats)part[r][j] * scale;
-            }
-        }
-        UNROLL for (int r = 0; r < TOGETHER; r++)
-            UNROLL for (int j = 0; j < tokens; j++)
-                output[j * m->rows + row + r] = total(sum[r][j]) + offset[r][j] + m->bias[row + r];
-    }
-}
-#endif
-
 /* Specialised per token count, so that sums stay in registers. */
 static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, const float *sums,
                       float *output, int tokens)
 {
-#ifdef __AVX512BF16__
-#define PAIRS_CASE(N) else if (is_in_pairs(m)) int4_pairs(m, first, end, blocks, output, N);
-#else
-#define PAIRS_CASE(N)
-#endif
-#define CASE(N)                                                        \
-    case N:                                                            \
-        if (m->bits == 8) int8_rows(m, first, end, blocks, output, N); \
-        PAIRS_CASE(N)                                                  \
+#define CASE(N)                                                              \
+    case N:                                                                  \
+        if (m->bits == 8) plain_rows(m, first, end, blocks, output, 8, N);   \
+        else if (m->bits == 16) plain_rows(m, first, end, blocks, output, 16, N); \
         else int4_rows(m, first, end, blocks, sums, output, N);        \
         break;
     switch (tokens) {
@@ -285,11 +205,13 @@ static void some_rows(const struct matrix *m, int64_t first, int64_t end, const 
 #endif
     }
 #undef CASE
-#undef PAIRS_CASE
 }
 
 #if LANES < 16
 #include "many.h"
+#endif
+#ifdef __AVX512VNNI__
+#include "integers.h"
 #endif
 
 /* This thread's part of the matmul [rows, columns] to [rows, m->rows]: output columns `first` to `end`. */
@@ -302,15 +224,22 @@ static void matmul(const struct matrix *m, const float *input, int64_t rows, flo
     if (is_for_many(m, rows)) tile = WIDE;
 #endif
     share(m->rows, LEAST, first, end);
+#ifdef __AMX_BF16__
+    if (m->bits == 16 && m->columns % (STEP / 2) == 0) {
+        tile_matmul(m, input, rows, output, scratch, *first, *end, 16);
+        return;
+    }
+#endif
+#ifdef __AVX512VNNI__
+    if (is_integer(m)) {
+        if (m->bits == 8) integer_matmul(m, input, rows, output, scratch, *first, *end, 8);
+        else integer_matmul(m, input, rows, output, scratch, *first, *end, 4);
+        return;
+    }
+#endif
     for (int64_t j = 0; j < rows; j += tile) {
         int64_t count = rows - j < tile ? rows - j : tile;
         float *blocks = scratch + j * m->columns;
-#ifdef __AVX512BF16__
-        if (is_in_pairs(m)) {
-            interleave_pairs(m, input + j * m->columns, count, blocks);
-            continue;
-        }
-#endif
         interleave(input + j * m->columns, count, m->columns, m->bits, blocks);
 #if LANES < 16
         if (m->bits == 4 && m->groups) sum_groups(blocks, count, m->columns, groups, sums + j * groups * LANES);

@@ -1,4 +1,4 @@
-"""int8 and int4 matmuls on a CPU, through matmul.h."""
+"""int8, int4 and bfloat16 matmuls on a CPU, through matmul.h."""
 
 import ctypes
 import threading
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bot.engine.kernels.native.build import library, loaded_library
-from bot.engine.kernels.reference import Int8, Quantised
+from bot.engine.kernels.native.build import has_tiles, library, loaded_library
+from bot.engine.kernels.reference import Int4, Int8, Quantised
 
 # Beyond this many activation rows, weights are converted to bfloat16 per call for oneDNN, where that has a fast product.
 # For 4096 x 4096 int8 weights and 24, 64, 256 rows the two ways take 2.0 and 14, 5.4 and 12, 25 and 19 ms on two cores.
@@ -19,6 +19,8 @@ MOST_ROWS = 64
 # unmap them for each product.
 _CONVERTED = 1 << 22
 _LANES = 16
+# Activation rows up to which bfloat16 weights are multiplied here on CPUs without tiles.
+_MOST_BFLOAT16_ROWS = 8
 
 
 class MatrixStruct(ctypes.Structure):
@@ -37,26 +39,37 @@ class MatrixStruct(ctypes.Structure):
 
 
 class NativeMatmul:
-    """A quantised matrix for bfloat16 or float32 activations; returns their dtype.
+    """A quantised or bfloat16 matrix for bfloat16 or float32 activations; returns their dtype.
 
-    Up to `MOST_ROWS` rows, and on CPUs without a product of bfloat16 always, weights are exact
-    and sums float32; some CPUs round activations to bfloat16.
+    Up to `most_rows` rows, and of quantised weights on CPUs without a product of bfloat16 always, weights are exact and
+    sums float32 or exact; some CPUs round activations to 16 bits of the row's largest.
     """
 
-    def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor | Quantised, bias: Tensor | None) -> None:
         self.rows, self.columns = weight.shape
         self._bias = torch.zeros(self.rows) if bias is None else bias.float()
         self._grid = self._row_scale = None
+        self._weight = weight if isinstance(weight, Tensor) else None
+        self.most_rows = MOST_ROWS if self._weight is None or has_tiles() else _MOST_BFLOAT16_ROWS
         groups = 0
-        if isinstance(weight, Int8) or not weight.has_groups:
+        if isinstance(weight, Tensor):
+            self._row_scale = torch.ones(self.rows)
+        elif isinstance(weight, Int8) or not weight.has_groups:
             self._row_scale = weight.scale.float().flatten()
         else:
             groups = weight.scale.shape[1]
             zero = torch.zeros_like(weight.scale) if weight.zero is None else weight.zero
             self._grid = torch.stack([weight.scale, zero], dim=-1).bfloat16()
-        self._values = (weight.values if isinstance(weight, Int8) else weight.packed).contiguous()
+        match weight:
+            case Int8():
+                bits, values = 8, weight.values
+            case Int4():
+                bits, values = 4, weight.packed
+            case _:
+                bits, values = 16, weight
+        self._values = values.contiguous()
         self.matrix = MatrixStruct(
-            bits=8 if isinstance(weight, Int8) else 4,
+            bits=bits,
             rows=self.rows,
             columns=self.columns,
             groups=groups,
@@ -68,11 +81,13 @@ class NativeMatmul:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, self.columns)
-        if flat.shape[0] <= MOST_ROWS:
+        if flat.shape[0] <= self.most_rows:
             sums = self._few(flat.float()).to(hidden.dtype)
+        elif self._weight is not None:
+            sums = functional.linear(flat.bfloat16(), self._weight, self._bias.bfloat16()).to(hidden.dtype)
         else:
             sums = torch.empty(flat.shape[0], self.rows, dtype=hidden.dtype)
-            if multiplies_bfloat16():
+            if multiplies_bfloat16() and not has_tiles():
                 self._convert(flat.bfloat16(), sums)
             else:
                 for first in range(0, flat.shape[0], MOST_ROWS):
@@ -84,7 +99,8 @@ class NativeMatmul:
         rows, threads = hidden.shape[0], torch.get_num_threads()
         hidden = hidden.contiguous()
         sums = torch.empty(rows, self.rows)
-        scratch = torch.empty(threads, rows, self.columns + self.columns // 4)  # with the sums of groups
+        # With the sums of groups, and whole tiles of rows.
+        scratch = torch.empty(threads, -(-rows // _LANES) * _LANES, self.columns + self.columns // 4)
         loaded_library().multiply(
             ctypes.byref(self.matrix),
             c_void_p(hidden.data_ptr()),
@@ -141,10 +157,17 @@ def multiplies_bfloat16() -> bool:
 
 def supports(rows: int, columns: int, bits: int, groups: int) -> bool:
     """Return whether the native matmul supports a matrix with `groups` scales per row."""
-    return rows % _LANES == 0 and columns // groups % (_LANES * 8 // bits) == 0 and library() is not None
+    return rows % _LANES == 0 and columns // groups % (_LANES * max(1, 8 // bits)) == 0 and library() is not None
 
 
-def pack(weight: Quantised, bias: Tensor | None) -> NativeMatmul | None:
+def pack(weight: Tensor | Quantised, bias: Tensor | None) -> NativeMatmul | None:
     """Pack a matrix for bfloat16 activations; return None if it is not supported."""
-    bits, groups = (8, 1) if isinstance(weight, Int8) else (4, weight.scale.shape[1])
-    return NativeMatmul(weight, bias) if supports(*weight.shape, bits, groups) else None
+    match weight:
+        case Int8():
+            bits, groups = 8, 1
+        case Int4():
+            bits, groups = 4, weight.scale.shape[1]
+        case _:
+            bits, groups = 16, 1
+    rows, columns = weight.shape
+    return NativeMatmul(weight, bias) if supports(rows, columns, bits, groups) else None

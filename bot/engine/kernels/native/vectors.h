@@ -19,6 +19,7 @@
 enum {
     TOKENS = LANES == 16 ? 4 : 2, /* input rows per register tile */
     TOGETHER = 4,                 /* weight rows per register tile: all TOKENS * TOGETHER sums stay in registers */
+    MOST = 64,                    /* input rows, as in matmul.py */
     BLOCK = 32,                   /* weight rows that stay in the cache across input tiles */
     LEAST = 16,                   /* all sizes are multiples of it */
     LINE = 64                     /* bytes of a cache line */
