@@ -45,6 +45,11 @@ class Author:
         """The person's id in config.toml, in `access.admins` for example."""
         return f"{self.platform}:{self.id}"
 
+    @property
+    def is_group(self) -> bool:
+        """Whether several people may write as this author: on Telegram as a group or a channel, whose ids are negative."""
+        return self.id.startswith("-")
+
 
 class FileFault(StrEnum):
     """Why nothing of a file is read."""

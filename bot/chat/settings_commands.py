@@ -189,6 +189,10 @@ async def _share(context: CommandContext, written: str) -> str:
         sentence = translate("{setting} cannot be {value}. {summary}.")
         summary = translate(next(each.summary for each in SETTINGS if each.name == SHARE))
         return sentence.format(setting=f"`{SHARE}`", value=written[:_LONGEST_WORD], summary=summary)
+    if author.is_group:
+        return translate(
+            "Several people may write as this group or channel, so nobody can agree here: write as yourself."
+        )
     is_agreed = _SHARED.get(written, False)
     if is_agreed and not context.settings.feedback.export:
         return translate("config.toml does not allow changing {setting} here.").format(setting=f"`{SHARE}`")

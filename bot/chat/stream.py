@@ -65,6 +65,13 @@ class ReplyStream:
             self._has_news.clear()
         return events
 
+    def put_back(self, events: list[ReplyEvent]) -> None:
+        """Give back events that were read: they are the next ones."""
+        self._join_texts()
+        self._unread[:0] = events
+        if events:
+            self._has_news.set()
+
     async def wait(self) -> None:
         """Wait until there are unread events.
 

@@ -2,10 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from bot.domain import Action
 from tests.adapters.test_telegram_rich import SHOWN, TABLE
 from tests.harness.harness import Harness
-from tests.harness.servers.telegram import TelegramPlatform
+from tests.harness.servers.telegram import Refused, TelegramPlatform
 from tests.harness.telegram_harness import done, replies, running
 
 
@@ -57,3 +59,31 @@ async def test_another_persons_press_and_an_old_one_stop_nothing(harness: Harnes
         await done(telegram, "pong", channel="Ben")
         go_on.set()
         await done(telegram, "half and half", channel="Mei")
+
+
+async def test_a_draft_that_fails_in_passing_is_shown_again(harness: Harness) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["half", go_on, " and half"])
+    async with TelegramPlatform(knows="blocks", drafts=True) as telegram, running(telegram, harness):
+        mei = telegram.private("Mei").id
+        telegram.broken["sendMessageDraft"] = Refused(502, "Bad Gateway")
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: any(name == "sendMessageDraft" for name, _ in telegram.calls))
+        del telegram.broken["sendMessageDraft"]
+        await telegram.until(lambda: telegram.drafts.get(mei, [])[-1:] == ["half"])
+        assert replies(telegram, "Mei") == []
+        go_on.set()
+        await done(telegram, "half and half", channel="Mei")
+
+
+@pytest.mark.parametrize("refused", [Refused(404, "Not Found"), Refused(500, "Internal Server Error")])
+async def test_where_drafts_keep_failing_a_message_grows(harness: Harness, refused: Refused) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["half", go_on, " and half"])
+    async with TelegramPlatform(knows="blocks", drafts=True) as telegram, running(telegram, harness):
+        telegram.broken["sendMessageDraft"] = refused
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: [each.actions for each in replies(telegram, "Mei")] == [{Action.STOP}])
+        go_on.set()
+        await done(telegram, "half and half", channel="Mei")
+        assert len(replies(telegram, "Mei")) == 1

@@ -128,3 +128,9 @@ async def test_an_answer_that_is_no_yes_or_no_is_no_agreement(harness: Harness) 
     harness.settings.reconfigure(Config())
     assert "does not allow" in await said(harness, "/settings share_answers true", MEI)
     assert not await harness.store.has_consented(MEI)
+
+
+async def test_nobody_agrees_for_all_who_write_as_a_group(harness: Harness) -> None:
+    group = Author("telegram", "-1007", "the group")  # an anonymous administrator
+    assert "write as yourself" in await said(harness, "/settings share_answers true", group)
+    assert not await harness.store.has_consented(group)

@@ -16,14 +16,18 @@ from bot.delivery.markdown.format import Format, Rendered, simpler_formats
 from bot.delivery.markdown.split import Splitter, join
 from bot.delivery.pacer import Pacer
 from bot.domain import Delta, Exchange, Kind
-from bot.errors import MarkupRefused, PlatformError, RateLimited
+from bot.errors import MarkupRefused, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import race
 from bot.util.clock import Clock
+from bot.util.retry import Backoff
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds; Telegram removes a draft after 30.
 _REFRESH = 20.0
+# Calls that may fail one after the other, and the longest pause between them in seconds.
+_MOST_FAILURES = 3
+_LONGEST_RETRY = 5.0
 # A button that stops the answer; the draft stays until the message takes its place.  Servers older than Bot API 10.3
 # ignore both.
 _STOPPABLE = {"can_stop": True, "keep_on_stop": True}
@@ -33,7 +37,8 @@ class Drafts:
     """A Preview for private chats, the only ones that have drafts.
 
     The answer is sent only when it is complete, by the ordinary delivery, so a crash
-    during the preview leaves no message behind.
+    during the preview leaves no message behind.  Where drafts fail, the ordinary delivery shows
+    the answer as it grows.
     """
 
     def __init__(self, bot: Bot, settings: TelegramSection, clock: Clock, messenger: TelegramMessenger) -> None:
@@ -49,24 +54,34 @@ class Drafts:
         texts: list[str] = []
         known = ReplyStream()
         is_complete = asyncio.Event()
-        previewing = asyncio.create_task(self._preview(exchange, texts, pacer, is_complete))
-        try:
+
+        async def read() -> None:
             async for event in stream:
                 known.put(event)
                 if isinstance(event, Delta):
                     texts.append(event.text)
             is_complete.set()
-            await previewing
+
+        previewing = asyncio.create_task(self._preview(exchange, texts, pacer, is_complete))
+        reading = asyncio.create_task(read())
+        try:
+            await asyncio.wait([reading, previewing], return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+                await previewing
         finally:
-            previewing.cancel()
-            await asyncio.gather(previewing, return_exceptions=True)
-        return known
+            for task in (reading, previewing):
+                task.cancel()
+            await asyncio.gather(reading, previewing, return_exceptions=True)
+        stream.put_back(known.drain())
+        return stream
 
     async def _preview(self, exchange: Exchange, texts: list[str], pacer: Pacer, is_complete: asyncio.Event) -> None:
-        """Show as much of the answer's end as one message can hold, until it is complete."""
+        """Show as much of the answer's end as one message can hold, until it is complete or drafts fail."""
         shown, refresh_at = None, 0.0
         format: Format = self._messenger.format
         splitter, formats = Splitter(format), iter(simpler_formats(format))
+        backoff, failures = Backoff(self._interval, _LONGEST_RETRY), 0
 
         def render() -> Rendered:
             pieces = splitter.chunks()
@@ -84,7 +99,8 @@ class Drafts:
             if now != shown or self._clock.now() >= refresh_at:
                 try:
                     await pacer.call(exchange.message.channel, call, urgent=True)
-                    shown, refresh_at = now, self._clock.now() + _REFRESH
+                    shown, refresh_at, failures = now, self._clock.now() + _REFRESH, 0
+                    backoff.succeeded()
                 except RateLimited:
                     continue  # the pacer has paused the channel
                 except MarkupRefused as error:
@@ -96,6 +112,13 @@ class Drafts:
                     splitter = Splitter(format)
                     splitter.append(text)
                     continue
+                except PlatformUnavailable as error:
+                    failures += 1
+                    if failures < _MOST_FAILURES:
+                        await race(self._clock.sleep(backoff.after(error)), is_complete.wait())
+                        continue
+                    log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
+                    return
                 except PlatformError as error:
                     log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
                     return
