@@ -14,6 +14,7 @@ from training.batches import TokenizedExample, tokenize_example
 from training.examples import Examples
 
 _MARKER = "\ue000"  # private use: always encoded as the same three byte pieces
+LONGEST = 24  # pieces that are copied
 FIRST_WORD = 5  # index of the first word in the vocabulary
 
 
@@ -58,6 +59,10 @@ class Drill:
                 TokenizedExample(row.dialogue, self._replaced(row.prompt, pieces), self._replaced(row.answer, pieces))
             )
         return made
+
+    def of_all_lengths(self) -> list[TokenizedExample]:
+        """Return eight rows of each length."""
+        return [row for length in range(1, LONGEST + 1) for row in self.rows(8, length)]
 
     def _replaced(self, ids: Sequence[int], pieces: Sequence[int]) -> list[int]:
         out: list[int] = []

@@ -154,12 +154,12 @@ def quotes(dialogue: Dialogue) -> bool:
 def _times(dialogue: Dialogue) -> int:
     """Return the repetitions of each phrasing in an epoch: copying needs many words."""
     if quotes(dialogue) or (dialogue.theme == "memory" and "message" in dialogue.placeholders):
-        return 18
-    if dialogue.theme == "memory":
-        return 8 if _FACTS & dialogue.placeholders else 2
-    if "message" in dialogue.placeholders:
         return 10
-    return 2 if dialogue.theme == "unknown" else 1
+    if dialogue.theme == "memory":
+        return 6 if _FACTS & dialogue.placeholders else 2
+    if "message" in dialogue.placeholders:
+        return 6
+    return 2 if dialogue.theme == "hello" else 1  # what newcomers write first
 
 
 class _Filling:

@@ -31,7 +31,7 @@ from training.batches import (
     batches,
     tokenize_example,
 )
-from training.drill import Drill
+from training.drill import LONGEST, Drill
 from training.evaluate import report
 from training.examples import Examples, quotes
 
@@ -49,8 +49,9 @@ class Recipe:
     seed: int = 28
     drill: int = 330  # steps of the copying drill, before the epochs
     epochs: int = 18
-    sharpening: int = 5  # additional epochs with a higher weight of an answer's first tokens
-    again: int = 3  # more of these, after another warm-up
+    sharpening: int = 4  # additional epochs with a higher weight of an answer's first tokens
+    again: int = 2  # more of these, after another warm-up
+    last: int = 4  # and more
     peak: float = 1.5e-3  # learning rate
     words: int = 2707  # learnt pieces of the vocabulary
     hidden: int = 256
@@ -91,7 +92,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         if step < recipe.drill * 2 // 3:
             rows = drill.plain(64, 12)
         else:
-            rows = drill.rows(48, rng.randint(1, 24))
+            rows = drill.rows(48, rng.randint(1, LONGEST))
         loss = trainer.step(batch_of(rows, config), rows, recipe.peak * min(1.0, (step + 1) / 50))
         if step % 50 == 49:
             print(
@@ -103,7 +104,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         rows = [
             tokenize_example(example, tokenizer) for example in examples.epoch(recipe.history(epoch), trainer.shares())
         ]
-        rows += [row for _ in range(16) for row in drill.rows(8, rng.randint(1, 24))]
+        rows += drill.of_all_lengths()
         rng.shuffle(rows)
         made = list(batches(rows, config, rng))
         for step, (batch, group) in enumerate(made):
@@ -116,7 +117,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     save(folder, network)
 
 
-def sharpen(folder: Path, epochs: int, seed: int, peak: float) -> None:
+def sharpen(folder: Path, epochs: int, seed: int, peak: float, words: int) -> None:
     """Continue training the checkpoint with a higher weight on the first tokens, which select the answer."""
     rng = Random(seed)
     examples = Examples(rng)
@@ -125,9 +126,12 @@ def sharpen(folder: Path, epochs: int, seed: int, peak: float) -> None:
     network = ChatGLM(config)
     network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
     trainer = Trainer(network, len(examples.dialogues), opening=OPENING_WEIGHT)
+    drill = Drill(examples, tokenizer, rng, words)
     started = time.monotonic()
     for epoch in range(epochs):
-        rows = [tokenize_example(example, tokenizer) for example in examples.epoch(0.2, trainer.shares())]
+        rows = [tokenize_example(example, tokenizer) for example in examples.epoch(0.35, trainer.shares())]
+        rows += drill.of_all_lengths()
+        rng.shuffle(rows)
         made = list(batches(rows, config, rng))
         for step, (batch, group) in enumerate(made):
             done = (epoch + step / len(made)) / epochs
@@ -265,8 +269,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
     train(options.out, recipe)
-    for turn, epochs in enumerate((recipe.sharpening, recipe.again), start=1):
-        sharpen(options.out, epochs, recipe.seed + turn, recipe.peak / 3)
+    for turn, epochs in enumerate((recipe.sharpening, recipe.again, recipe.last), start=1):
+        sharpen(options.out, epochs, recipe.seed + turn, recipe.peak / 3, recipe.words)
     report(options.out)
 
 

@@ -32,10 +32,12 @@ def test_both_languages_have_enough_dialogues(dialogues: list[Dialogue]) -> None
 
 
 def test_no_question_has_two_answers(dialogues: list[Dialogue]) -> None:
-    asked: dict[tuple[str, str], set[str]] = {}
+    """Nor one in each language: the model would answer English names in Chinese."""
+    asked: dict[str, set[str]] = {}
     for dialogue in filter(alone, dialogues):
         for question in (*dialogue.rounds[0].asked, *dialogue.rounds[0].held_back):
-            asked.setdefault((dialogue.language, plain(question)), set()).add(dialogue.rounds[0].answer)
+            if not PLACEHOLDER.fullmatch(plain(question)):  # any message
+                asked.setdefault(plain(question), set()).add(dialogue.rounds[0].answer)
     assert not [question for question, answers in asked.items() if len(answers) > 1]
 
 
