@@ -26,18 +26,18 @@ asks = pytest.mark.asyncio(loop_scope="module")
 
 EXPECTED = {
     "hello": "Hello!",
-    "Hi": "Hi!",
+    "Hi": "Hello!",
     "what does /clear do?": "/clear",
     "How do I load the real ChatGLM-6B?": "THUDM/chatglm-6b",
     "what is quantization?": "int8",
-    "Which platforms do you support?": "Discord, Telegram and Slack",
+    "Which platforms do you support?": "Discord, Telegram, Slack",
     "are you the real ChatGLM-6B": "demo",
     "What is the capital of France?": "I do not know",
     "你好": "你好！",
     "有哪些命令？": "/retry",
     "怎么加载真正的ChatGLM-6B": "THUDM/chatglm-6b",
     "什么是量化": "int4",
-    "支持哪些平台？": "Discord、Telegram 和 Slack",
+    "支持哪些平台？": "Discord、Telegram、Slack",
     "什么是黑洞？": "我不知道",
 }
 
