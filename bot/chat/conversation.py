@@ -53,7 +53,7 @@ from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.aio import race
 from bot.util.clock import Clock
-from bot.util.retry import Backoff
+from bot.util.retry import Backoff, log_retry, retry
 from bot.util.text import replace_surrogates
 
 T = TypeVar("T")
@@ -205,19 +205,18 @@ class Conversations:
         Raises:
             StoreError: The worker was stopped, the database is damaged or lost, or it cannot be used for `_OUTAGE`.
         """
-        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         until = self._clock.now() + _OUTAGE
-        while True:
-            try:
-                return await attempt()
-            except (StoreDamaged, StoreLost):
-                raise
-            except StoreError as error:
-                if worker.is_stopped or self._clock.now() >= until:
-                    raise
-                seconds = backoff.after_failure()
-                log.warning("question waits for the database", seconds=seconds, error=str(error))
-            await race(self._clock.sleep(seconds), worker.wait_stopped())
+        report = log_retry("question waits for the database")
+
+        def go_on(error: BotError, seconds: float) -> None:
+            if isinstance(error, StoreDamaged | StoreLost) or worker.is_stopped or self._clock.now() >= until:
+                raise error
+            report(error, seconds)
+
+        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        return await retry(
+            attempt, StoreError, clock=self._clock, backoff=backoff, on_failure=go_on, stopped=worker.wait_stopped
+        )
 
     async def _read_files(self, worker: Worker) -> None:
         """Fetch and read the files of the message, while earlier questions of the channel are answered."""

@@ -7,6 +7,7 @@ from typing import TypeVar
 import structlog
 
 from bot.errors import BotError, LoginRefused, RateLimited, StoreError
+from bot.util.aio import race
 from bot.util.clock import Clock
 
 T = TypeVar("T")
@@ -80,10 +81,12 @@ async def retry(
     clock: Clock,
     backoff: Backoff,
     on_failure: Callable[[BotError, float], object],
+    stopped: Callable[[], Awaitable[object]] | None = None,
 ) -> T:
     """Await `attempt()` until it succeeds, sleeping on `clock` after each of these errors.
 
-    `on_failure` is called with the error and the seconds until the next attempt.
+    `on_failure` is called with the error and the seconds until the next attempt; it may raise the
+    error instead.  A sleep ends early once `stopped()` returns.
     Other errors, LoginRefused and a cancellation end the retries.
     """
     while True:
@@ -97,7 +100,10 @@ async def retry(
         else:
             backoff.succeeded()
             return result
-        await clock.sleep(seconds)
+        if stopped is None:
+            await clock.sleep(seconds)
+        else:
+            await race(clock.sleep(seconds), stopped())
 
 
 def log_retry(event: str) -> Callable[[BotError, float], None]:

@@ -112,14 +112,11 @@ class Drafts:
                     splitter = Splitter(format)
                     splitter.append(text)
                     continue
-                except PlatformUnavailable as error:
+                except PlatformError as error:
                     failures += 1
-                    if failures < _MOST_FAILURES:
+                    if isinstance(error, PlatformUnavailable) and failures < _MOST_FAILURES:
                         await race(self._clock.sleep(backoff.after(error)), is_complete.wait())
                         continue
-                    log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
-                    return
-                except PlatformError as error:
                     log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
                     return
             await race(self._clock.sleep(self._interval), is_complete.wait())

@@ -159,10 +159,9 @@ class TelegramMessenger:
         Raises:
             AccessDenied: The author is a group, that is an administrator who writes anonymously.
         """
-        private = ChannelKey(message.channel.platform, message.author.id)
-        if not is_private(private):
+        if message.author.is_group:
             raise AccessDenied("an anonymous administrator has no private chat")
-        await self._post(private, Rendered(text), None, None)
+        await self._post(ChannelKey(message.channel.platform, message.author.id), Rendered(text), None, None)
 
     async def _post(
         self, channel: ChannelKey, text: Rendered, reply_to: str | None, keyboard: InlineKeyboardMarkup | None

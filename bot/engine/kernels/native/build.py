@@ -58,6 +58,7 @@ def loaded_library() -> ctypes.CDLL:
     return found
 
 
+@cache
 def kind_of_processor() -> str:
     """Return the CPU type to compile for on this machine."""
     kind: str = torch.backends.cpu.get_cpu_capability()

@@ -49,8 +49,6 @@ class NativeMatmul:
         self.rows, self.columns = weight.shape
         self._bias = torch.zeros(self.rows) if bias is None else bias.float()
         self._grid = self._row_scale = None
-        self._weight = weight if isinstance(weight, Tensor) else None
-        self.most_rows = MOST_ROWS if self._weight is None or has_tiles() else _MOST_BFLOAT16_ROWS
         groups = 0
         if isinstance(weight, Tensor):
             self._row_scale = torch.ones(self.rows)
@@ -60,16 +58,11 @@ class NativeMatmul:
             groups = weight.scale.shape[1]
             zero = torch.zeros_like(weight.scale) if weight.zero is None else weight.zero
             self._grid = torch.stack([weight.scale, zero], dim=-1).bfloat16()
-        match weight:
-            case Int8():
-                bits, values = 8, weight.values
-            case Int4():
-                bits, values = 4, weight.packed
-            case _:
-                bits, values = 16, weight
+        self._bits, values = _bits_and_values(weight)
         self._values = values.contiguous()
+        self.most_rows = MOST_ROWS if self._bits < 16 or has_tiles() else _MOST_BFLOAT16_ROWS
         self.matrix = MatrixStruct(
-            bits=bits,
+            bits=self._bits,
             rows=self.rows,
             columns=self.columns,
             groups=groups,
@@ -83,8 +76,8 @@ class NativeMatmul:
         flat = hidden.reshape(-1, self.columns)
         if flat.shape[0] <= self.most_rows:
             sums = self._few(flat.float()).to(hidden.dtype)
-        elif self._weight is not None:
-            sums = functional.linear(flat.bfloat16(), self._weight, self._bias.bfloat16()).to(hidden.dtype)
+        elif self._bits == 16:
+            sums = functional.linear(flat.bfloat16(), self._values, self._bias.bfloat16()).to(hidden.dtype)
         else:
             sums = torch.empty(flat.shape[0], self.rows, dtype=hidden.dtype)
             if multiplies_bfloat16() and not has_tiles():
@@ -162,12 +155,17 @@ def supports(rows: int, columns: int, bits: int, groups: int) -> bool:
 
 def pack(weight: Tensor | Quantised, bias: Tensor | None) -> NativeMatmul | None:
     """Pack a matrix for bfloat16 activations; return None if it is not supported."""
-    match weight:
-        case Int8():
-            bits, groups = 8, 1
-        case Int4():
-            bits, groups = 4, weight.scale.shape[1]
-        case _:
-            bits, groups = 16, 1
+    bits, _ = _bits_and_values(weight)
+    groups = weight.scale.shape[1] if isinstance(weight, Int4) else 1
     rows, columns = weight.shape
     return NativeMatmul(weight, bias) if supports(rows, columns, bits, groups) else None
+
+
+def _bits_and_values(weight: Tensor | Quantised) -> tuple[int, Tensor]:
+    """Return the bits of a weight, 16 for bfloat16, and the tensor of the weights."""
+    match weight:
+        case Int8():
+            return 8, weight.values
+        case Int4():
+            return 4, weight.packed
+    return 16, weight
